@@ -1,0 +1,10 @@
+//! The simulated world of Lifeboat: simulators on the wire, faults, scenarios, checkers, the demo.
+
+pub mod checkers;
+pub mod demo;
+pub mod faults;
+pub mod script;
+pub mod serve;
+pub mod swarm;
+pub mod wire;
+pub mod world;

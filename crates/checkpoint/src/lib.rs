@@ -1,0 +1,6 @@
+//! The checkpoint format: manifests, chunks, verification. No network, no async.
+
+pub mod chunk;
+pub mod key;
+pub mod manifest;
+pub mod tree;

@@ -1,0 +1,4 @@
+//! The planner of the cluster side.
+
+pub mod facts;
+pub mod plan;

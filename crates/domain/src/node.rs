@@ -1,0 +1,4 @@
+//! The planner of the node side.
+
+pub mod facts;
+pub mod plan;

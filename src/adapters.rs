@@ -1,0 +1,11 @@
+//! Each speaks to one outside system, and decides nothing.
+
+pub mod cluster;
+pub mod eventbridge;
+pub mod imds;
+pub mod kubelet;
+pub mod nvml;
+pub mod proc;
+pub mod sqs;
+pub mod store;
+pub mod workload_socket;
