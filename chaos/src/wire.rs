@@ -6,6 +6,7 @@
 use std::future::Future;
 
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use http::StatusCode;
 use http_body_util::BodyExt;
 use http_body_util::Empty;
@@ -45,8 +46,8 @@ where
 }
 
 /// Sends one request over a wire.
-pub async fn call(wire: &Wire, request: Request) -> Result<Response, BoxError> {
-    wire.clone().oneshot(request).await
+pub fn call(wire: &Wire, request: Request) -> BoxFuture<'static, Result<Response, BoxError>> {
+    Box::pin(wire.clone().oneshot(request))
 }
 
 /// A body of known bytes, not copied.
