@@ -1,1 +1,337 @@
-//! (to be written)
+//! A rank's stream in chunks: where it is cut, how a chunk is named by its bytes and checked.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::Deserialize;
+use serde::Serialize;
+
+use crate::region::Region;
+
+/// Smallest size that a stream may be asked to be cut into.
+pub const CHUNK_MIN: u64 = 16 << 20;
+/// Largest chunk that a reader takes.
+pub const CHUNK_MAX: u64 = 64 << 20;
+/// Size of a chunk where nobody says otherwise.
+pub const CHUNK_DEFAULT: u64 = 32 << 20;
+
+/// BLAKE3 of some bytes; 64 hex digits as text.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Digest([u8; 32]);
+
+/// A part of a rank's stream, as it is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "ChunkText", into = "ChunkText")]
+pub struct Chunk {
+    /// How many bytes of the stream it is.
+    pub bytes: u64,
+    /// What those bytes are.
+    pub content: Content,
+}
+
+/// What the bytes of a chunk are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// They are stored under this hash.
+    Stored(Digest),
+    /// All of them are zero, and nothing is stored.
+    Zero,
+}
+
+/// A place where a stream is cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cut {
+    /// First byte of the chunk, counted from the stream's beginning.
+    pub offset: u64,
+    /// How many bytes.
+    pub bytes: u64,
+}
+
+/// Why bytes are not the chunk they should be.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ChunkError {
+    /// There are too few or too many.
+    #[error("chunk has {found} bytes, its manifest says {expected}")]
+    Size {
+        /// What the manifest says.
+        expected: u64,
+        /// What was read.
+        found: u64,
+    },
+    /// They are others.
+    #[error("chunk `{expected}` holds other bytes, with hash `{found}`")]
+    Content {
+        /// What the manifest says.
+        expected: Digest,
+        /// The hash of what was read.
+        found: Digest,
+    },
+    /// A hash is 64 hex digits, in lower case.
+    #[error("`{text}` is not a BLAKE3 hash")]
+    NotADigest {
+        /// What stands there, shortened.
+        text: String,
+    },
+    /// A chunk says neither what it is called nor that it is zero, or both.
+    #[error("chunk has neither or both of `hash` and `zero`")]
+    Ambiguous,
+}
+
+/// Cuts the stream of these regions into chunks of at most `chunk_bytes`.
+///
+/// A region of a chunk's size or more begins a new chunk, so that a big tensor that did not change
+/// has the same chunks again whatever lies before it. Small regions share chunks.
+pub fn cuts(regions: &[Region], chunk_bytes: u64) -> Cuts<'_> {
+    Cuts { regions, chunk_bytes: chunk_bytes.max(1), offset: 0, until: 0 }
+}
+
+/// The cuts of a stream, in order. Made by [`cuts`]; takes no memory for them.
+#[derive(Clone, Debug)]
+pub struct Cuts<'a> {
+    regions: &'a [Region],
+    chunk_bytes: u64,
+    offset: u64,
+    /// End of the run of regions that is being cut.
+    until: u64,
+}
+
+impl Iterator for Cuts<'_> {
+    type Item = Cut;
+
+    fn next(&mut self) -> Option<Cut> {
+        if self.offset == self.until {
+            self.until = self.next_run();
+        }
+        let bytes = (self.until - self.offset).min(self.chunk_bytes);
+        let cut = Cut { offset: self.offset, bytes };
+        self.offset += bytes;
+        (bytes > 0).then_some(cut)
+    }
+}
+
+impl Cuts<'_> {
+    /// Takes one big region, or all small ones up to the next big one; says where they end.
+    fn next_run(&mut self) -> u64 {
+        let mut until = self.offset;
+        while let Some((first, rest)) = self.regions.split_first() {
+            let big = first.bytes >= self.chunk_bytes;
+            if big && until > self.offset {
+                break;
+            }
+            until = until.saturating_add(first.bytes);
+            self.regions = rest;
+            if big {
+                break;
+            }
+        }
+        until
+    }
+}
+
+/// Whether every byte is zero.
+pub fn is_zero(bytes: &[u8]) -> bool {
+    // By blocks, so that the compiler compares many bytes at once and ends early.
+    bytes.chunks(4096).all(|block| block.iter().fold(0, |any, byte| any | byte) == 0)
+}
+
+impl Chunk {
+    /// The chunk of these bytes. Costs one pass to look for zeros, and one to hash.
+    pub fn of(bytes: &[u8]) -> Self {
+        let content =
+            if is_zero(bytes) { Content::Zero } else { Content::Stored(Digest::of(bytes)) };
+        Self { bytes: bytes.len() as u64, content }
+    }
+
+    /// Checks that these bytes are the chunk.
+    pub fn verify(&self, bytes: &[u8]) -> Result<(), ChunkError> {
+        let found = bytes.len() as u64;
+        if found != self.bytes {
+            return Err(ChunkError::Size { expected: self.bytes, found });
+        }
+        match self.content {
+            Content::Stored(expected) => expected.verify(bytes),
+            Content::Zero => Ok(()),
+        }
+    }
+
+    /// The hash it is stored under, unless it is zero.
+    pub fn digest(&self) -> Option<&Digest> {
+        match &self.content {
+            Content::Stored(digest) => Some(digest),
+            Content::Zero => None,
+        }
+    }
+}
+
+impl Digest {
+    /// The hash of these bytes.
+    pub fn of(bytes: &[u8]) -> Self {
+        Self(*blake3::hash(bytes).as_bytes())
+    }
+
+    /// Checks that these bytes have this hash.
+    pub fn verify(&self, bytes: &[u8]) -> Result<(), ChunkError> {
+        let found = Self::of(bytes);
+        if found == *self {
+            return Ok(());
+        }
+        Err(ChunkError::Content { expected: *self, found })
+    }
+
+    /// The hash as bytes.
+    pub fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+}
+
+impl From<[u8; 32]> for Digest {
+    fn from(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+}
+
+impl fmt::Display for Digest {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(formatter, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for Digest {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{self}")
+    }
+}
+
+impl FromStr for Digest {
+    type Err = ChunkError;
+
+    fn from_str(text: &str) -> Result<Self, ChunkError> {
+        let lower = text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+        let hash = blake3::Hash::from_hex(text).ok().filter(|_| lower);
+        let refused = || ChunkError::NotADigest { text: text.chars().take(80).collect() };
+        hash.map(|hash| Self(*hash.as_bytes())).ok_or_else(refused)
+    }
+}
+
+impl TryFrom<String> for Digest {
+    type Error = ChunkError;
+
+    fn try_from(text: String) -> Result<Self, ChunkError> {
+        text.parse()
+    }
+}
+
+impl From<Digest> for String {
+    fn from(digest: Digest) -> Self {
+        digest.to_string()
+    }
+}
+
+/// A chunk as it is written: what is missing must never be read as zeros.
+#[derive(Serialize, Deserialize)]
+struct ChunkText {
+    bytes: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    hash: Option<Digest>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    zero: bool,
+}
+
+impl TryFrom<ChunkText> for Chunk {
+    type Error = ChunkError;
+
+    fn try_from(text: ChunkText) -> Result<Self, ChunkError> {
+        let content = match (text.hash, text.zero) {
+            (Some(digest), false) => Content::Stored(digest),
+            (None, true) => Content::Zero,
+            (None, false) | (Some(_), true) => return Err(ChunkError::Ambiguous),
+        };
+        Ok(Self { bytes: text.bytes, content })
+    }
+}
+
+impl From<Chunk> for ChunkText {
+    fn from(chunk: Chunk) -> Self {
+        let hash = chunk.digest().copied();
+        Self { bytes: chunk.bytes, hash, zero: hash.is_none() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::region::Dtype;
+
+    fn region(bytes: u64) -> Region {
+        Region::new("r", Dtype::U8, &[bytes])
+    }
+
+    #[track_caller]
+    fn check(sizes: &[u64], chunk_bytes: u64, expected: &[(u64, u64)]) {
+        let regions: Vec<Region> = sizes.iter().copied().map(region).collect();
+        let found: Vec<_> =
+            cuts(&regions, chunk_bytes).map(|cut| (cut.offset, cut.bytes)).collect();
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn a_big_region_begins_a_chunk_and_small_ones_share() {
+        check(&[], 10, &[]);
+        check(&[0, 0], 10, &[]);
+        check(&[3, 4, 5], 10, &[(0, 10), (10, 2)]);
+        check(&[3, 25, 2, 2], 10, &[(0, 3), (3, 10), (13, 10), (23, 5), (28, 4)]);
+        check(&[10, 10, 0], 10, &[(0, 10), (10, 10)]);
+    }
+
+    #[test]
+    fn a_chunk_of_zeros_is_not_stored() {
+        let chunk = Chunk::of(&[0; 5000]);
+        assert_eq!(chunk.content, Content::Zero);
+        assert_eq!(serde_json::to_string(&chunk).unwrap(), r#"{"bytes":5000,"zero":true}"#);
+        let mut bytes = [0; 5000];
+        bytes[4999] = 1;
+        assert_eq!(Chunk::of(&bytes).digest(), Some(&Digest::of(&bytes)));
+    }
+
+    #[test]
+    fn a_flipped_bit_and_a_missing_byte_are_seen() {
+        let chunk = Chunk::of(b"state");
+        assert_eq!(chunk.verify(b"state"), Ok(()));
+        assert!(matches!(chunk.verify(b"stbte"), Err(ChunkError::Content { .. })));
+        assert_eq!(chunk.verify(b"stat"), Err(ChunkError::Size { expected: 5, found: 4 }));
+    }
+
+    #[test]
+    fn a_chunk_without_a_hash_is_refused_and_not_zero() {
+        for text in [r#"{"bytes":1}"#, r#"{"bytes":1,"hash":"xy"}"#, r#"{"zero":true}"#] {
+            assert!(serde_json::from_str::<Chunk>(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_digest_is_64_lower_hex_digits() {
+        let text = "af1349b9f5f9a1a6a0404dea36dcc9499bcb25c9adc112b7cc9a93cae41f3262";
+        assert_eq!(Digest::of(b"").to_string(), text);
+        assert_eq!(text.parse(), Ok(Digest::of(b"")));
+        assert!(text.to_uppercase().parse::<Digest>().is_err());
+        assert!(text[1..].parse::<Digest>().is_err());
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn cuts_cover_the_stream_once(
+            sizes in proptest::collection::vec(0_u64..100, 0..20),
+            chunk_bytes in 1_u64..40,
+        ) {
+            let regions: Vec<Region> = sizes.iter().copied().map(region).collect();
+            let mut end = 0;
+            for cut in cuts(&regions, chunk_bytes) {
+                proptest::prop_assert_eq!(cut.offset, end);
+                proptest::prop_assert!(cut.bytes > 0 && cut.bytes <= chunk_bytes);
+                end += cut.bytes;
+            }
+            proptest::prop_assert_eq!(end, sizes.iter().sum::<u64>());
+        }
+    }
+}

@@ -1,6 +1,13 @@
-//! The checkpoint format: manifests, chunks, verification. No network, no async.
+//! The checkpoint format: keys, manifests, chunks, verification. No network, no async.
+//!
+//! A rank's state is one stream of bytes: its [regions](region::Region), one after the other, cut
+//! into [chunks](chunk::Chunk). Chunks are stored under their BLAKE3 hash and are never changed.
+//! A [`RankManifest`](manifest::RankManifest) says which chunks make up the stream of one rank,
+//! and one [`Manifest`](manifest::Manifest), written last, names the rank manifests. What no
+//! manifest names does not exist.
 
 pub mod chunk;
 pub mod key;
 pub mod manifest;
+pub mod region;
 pub mod tree;
