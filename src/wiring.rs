@@ -1,1 +1,96 @@
-//! (to be written)
+//! Puts the programs together: clients from the configuration, and the services over any clients.
+
+mod connect;
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use object_store::ObjectStore;
+use tower::util::BoxCloneSyncService;
+
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::offload::Offload;
+use crate::shutdown::Shutdown;
+
+pub use connect::ConnectError;
+pub use connect::bucket;
+pub use connect::kubernetes;
+pub use connect::queue;
+
+/// What the controller speaks to the world with. Tests hand in clients that end in simulators.
+#[derive(Clone)]
+pub struct ControllerClients {
+    /// The API server. Nothing is tried again by itself.
+    pub kube: kube::Client,
+    /// The API server, on a connection of its own: first aid waits for nobody.
+    pub first_aid: kube::Client,
+    /// The queue.
+    pub sqs: aws_sdk_sqs::Client,
+    /// The bucket.
+    pub store: Arc<dyn ObjectStore>,
+}
+
+/// What the agent speaks to the world with.
+#[derive(Clone)]
+pub struct AgentClients {
+    /// The API server, which it can do without.
+    pub kube: kube::Client,
+    /// The instance metadata service.
+    pub imds: Imds,
+    /// The bucket.
+    pub store: Arc<dyn ObjectStore>,
+}
+
+/// Where instance metadata is asked for.
+pub type Imds = BoxCloneSyncService<
+    http::Request<Bytes>,
+    http::Response<Bytes>,
+    Box<dyn std::error::Error + Send + Sync>,
+>;
+
+/// What the agent takes from its process: a simulation hands in its own.
+#[derive(Clone, Debug)]
+pub struct Runtime {
+    /// The time.
+    pub clock: Clock,
+    /// Where blocking work runs.
+    pub offload: Offload,
+}
+
+/// Why a service ended before it was asked to.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// Something of the machine that it cannot do without.
+    #[error("the {service} did not start")]
+    Start {
+        /// Which service.
+        service: &'static str,
+        /// Why.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+/// Runs the controller until it is asked to end.
+pub async fn controller(
+    config: Config,
+    clients: ControllerClients,
+    clock: Clock,
+    shutdown: Shutdown,
+) -> Result<(), RunError> {
+    drop((config, clients, clock));
+    shutdown.requested().await;
+    Ok(())
+}
+
+/// Runs the agent until it is asked to end, and its work is done.
+pub async fn agent(
+    config: Config,
+    clients: AgentClients,
+    runtime: Runtime,
+    shutdown: Shutdown,
+) -> Result<(), RunError> {
+    drop((config, clients, runtime));
+    shutdown.requested().await;
+    Ok(())
+}

@@ -1,1 +1,163 @@
-//! (to be written)
+//! `WorkloadCheckpoint`: the index of what is saved under one job key. The manifest in the bucket
+//! is the truth.
+#![expect(unreachable_pub, reason = "the derive repeats the type inside a function")]
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use kube::CustomResource;
+use kube::KubeSchema;
+use schemars::JsonSchema;
+use serde::Deserialize;
+use serde::Serialize;
+
+use super::schema::Count;
+use super::schema::Time;
+use super::schema::open_enum;
+
+/// What is saved under one job key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, CustomResource, KubeSchema)]
+#[kube(
+    group = "lifeboat.dev",
+    version = "v1alpha1",
+    kind = "WorkloadCheckpoint",
+    namespaced,
+    status = "WorkloadCheckpointStatus",
+    shortname = "wc",
+    category = "lifeboat",
+    derive = "PartialEq",
+    doc = "What is saved under one job key. An index: the manifest in the bucket is the truth.",
+    printcolumn(name = "Key", type_ = "string", json_path = ".spec.jobKey"),
+    printcolumn(name = "Epoch", type_ = "integer", json_path = ".status.newest.epoch"),
+    printcolumn(name = "Step", type_ = "integer", json_path = ".status.newest.step"),
+    printcolumn(name = "Bytes", type_ = "integer", json_path = ".status.newest.bytes"),
+    printcolumn(name = "Durable", type_ = "date", json_path = ".status.newest.durableAt"),
+    printcolumn(name = "Finished", type_ = "boolean", json_path = ".status.finished"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
+#[serde(rename_all = "camelCase")]
+pub struct WorkloadCheckpointSpec {
+    /// The job key.
+    #[schemars(length(min = 1, max = 253))]
+    #[x_kube(validation = ("self == oldSelf", "the job key of a checkpoint never changes"))]
+    pub job_key: String,
+}
+
+/// What is saved, and who has ended. `newest` is the agent's, `ended` the controller's.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct WorkloadCheckpointStatus {
+    /// The newest committed manifest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub newest: Option<Newest>,
+    /// Which pods have ended, and how we know, by pod UID: what lets a restore through.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 1024))]
+    pub ended: BTreeMap<String, Ended>,
+    /// Whether the work is done, so that nothing is restored.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub finished: Option<bool>,
+}
+
+/// The newest committed manifest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Newest {
+    /// Its number.
+    #[schemars(with = "Count")]
+    pub epoch: u64,
+    /// The number of steps that were done.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<Count>")]
+    pub step: Option<u64>,
+    /// The bytes it names.
+    #[serde(default)]
+    #[schemars(with = "Count")]
+    pub bytes: u64,
+    /// When it was committed.
+    #[schemars(with = "Time")]
+    pub durable_at: Timestamp,
+    /// The pod that was saved.
+    #[schemars(length(max = 63))]
+    pub pod_uid: String,
+    /// The node it was on.
+    #[schemars(length(max = 253))]
+    pub node: String,
+}
+
+open_enum! {
+    /// How we know that a pod has ended.
+    Proof {
+        /// The agent saw its slice free, twice in a row.
+        Released = "Released",
+        /// kubelet says that its containers ended.
+        ContainersEnded = "ContainersEnded",
+        /// EC2 says that its instance is going or gone.
+        InstanceGone = "InstanceGone",
+        /// Its node is gone, or not ready 30 s past the deadline.
+        NodeGone = "NodeGone",
+        /// 30 s past the deadline that stands in its manifest.
+        PastDeadline = "PastDeadline",
+        /// The pod is gone from the API server, its grace over.
+        PodDeleted = "PodDeleted",
+    }
+}
+
+/// That a pod has ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Ended {
+    /// The manifest it left, where it did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<Count>")]
+    pub epoch: Option<u64>,
+    /// How we know.
+    pub proof: Proof,
+    /// When we knew.
+    #[schemars(with = "Time")]
+    pub at: Timestamp,
+}
+
+/// The name of the index of `job_key`: its own letters where Kubernetes takes them, and a hash, so
+/// that two keys never share a name.
+pub fn name_of(job_key: &str) -> String {
+    let plain: String = job_key
+        .chars()
+        .map(|letter| letter.to_ascii_lowercase())
+        .map(|letter| if letter.is_ascii_alphanumeric() { letter } else { '-' })
+        .take(40)
+        .collect();
+    let hash = blake3::hash(job_key.as_bytes()).to_hex();
+    match plain.trim_matches('-') {
+        "" => hash[..16].to_owned(),
+        plain => format!("{plain}-{}", &hash[..10]),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_taken_by_kubernetes_and_by_one_key_only() {
+        let names =
+            ["train", "Train", "train/0", "train-0", "…", "-", &"x".repeat(300)].map(name_of);
+        let distinct: std::collections::BTreeSet<&String> = names.iter().collect();
+        assert_eq!(distinct.len(), names.len());
+        for name in &names {
+            let inside = |letter: char| letter.is_ascii_lowercase() || letter.is_ascii_digit();
+            assert!(name.len() <= 63, "{name}");
+            assert!(name.starts_with(inside) && name.ends_with(inside), "{name}");
+            assert!(name.chars().all(|letter| inside(letter) || letter == '-'), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_proof_of_a_later_release_is_unknown_and_no_error() {
+        let ended: Ended = serde_json::from_str(
+            r#"{"epoch":3,"proof":"Witnessed","at":"2026-01-01T00:00:00Z","more":1}"#,
+        )
+        .unwrap();
+        assert_eq!(ended.proof, Proof::Unknown);
+    }
+}

@@ -1,0 +1,575 @@
+//! The table of keys: what each is called, what it may be, and what it is when nobody sets it.
+
+use std::fmt::Write;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use super::Admin;
+use super::Agent;
+use super::Config;
+use super::Drain;
+use super::DrainScope;
+use super::Fault;
+use super::Faults;
+use super::Hold;
+use super::HoldMode;
+use super::Karpenter;
+use super::KarpenterMode;
+use super::Kubernetes;
+use super::Lease;
+use super::Log;
+use super::LogFormat;
+use super::Mode;
+use super::Nodes;
+use super::Program;
+use super::Queue;
+use super::Rebalance;
+use super::Replacement;
+use super::Sources;
+use super::Store;
+use super::read::Key;
+use super::read::Preset;
+use super::read::Reader;
+use super::read::bytes_within;
+use super::read::label;
+use super::read::url;
+use super::read::variable;
+use super::read::within;
+use super::read::word;
+use super::read::written;
+
+const MIB: u64 = 1 << 20;
+const GIB: u64 = 1 << 30;
+
+/// What EC2 gives between notice and interruption.
+///
+/// Source: EC2 User Guide, "Spot Instance interruption notices".
+const NOTICE: Duration = Duration::from_secs(120);
+
+/// What first aid may take: three tries of the fence at two seconds each, beside the record.
+const FIRST_AID: Duration = Duration::from_secs(8);
+
+const KEYS: &[Key] = &[
+    needed(
+        "cluster",
+        "a name of up to 63 letters, digits, `-`, `.` and `_`",
+        "The name of this cluster. Every checkpoint's path begins with it.",
+    ),
+    needed(
+        "region",
+        "an AWS region, like `eu-central-1`",
+        "The region of this cluster. Messages from another are not ours.",
+    ),
+    absent(
+        "account",
+        "an AWS account id of 12 digits",
+        "The account of this cluster. Where it is set, messages from another are not ours.",
+    ),
+    key(
+        "mode",
+        "protect",
+        "`protect` or `observe`",
+        "`observe` hears, plans and records, and writes nothing but our own objects.",
+    ),
+    key(
+        "namespace",
+        "lifeboat-system",
+        "the name of a namespace",
+        "Where Lifeboat itself runs: its Lease and its pause mark.",
+    ),
+    key(
+        "nodes.selector",
+        "",
+        "a label selector, or nothing for GPU Spot nodes",
+        "Which nodes are cared for.",
+    ),
+    absent(
+        "kubernetes.server",
+        "a URL",
+        "The API server. Without it, the pod's service account or the kubeconfig says.",
+    ),
+    Key {
+        name: "queue.url",
+        default: Preset::ForController,
+        allowed: "the URL of an SQS queue",
+        what: "The queue that EventBridge fills. Never Karpenter's own.",
+    },
+    absent("queue.endpoint", "a URL", "Another address for the SQS API."),
+    key("queue.wait", "20s", "a duration, 1s to 20s", "How long one receive waits for a message."),
+    key(
+        "queue.visibility",
+        "30s",
+        "a duration, 9s to 12h",
+        "How long a message in hand is hidden from other replicas. Longer than first aid may take.",
+    ),
+    key("queue.pollers", "4", "a number, 1 to 32", "Receives at a time on each replica."),
+    needed("store.bucket", "the name of a bucket", "Where checkpoints go."),
+    key(
+        "store.prefix",
+        "",
+        "a path without a leading or closing `/`, or nothing",
+        "What every path in the bucket begins with.",
+    ),
+    absent("store.endpoint", "a URL", "Another address for the S3 API."),
+    absent("store.region", "an AWS region", "The bucket's region, where it is not `region`."),
+    key("store.chunk", "32MiB", "a size, 1MiB to 64MiB", "The size of a chunk."),
+    key(
+        "store.inFlight",
+        "256MiB",
+        "a size, 1MiB to 64GiB",
+        "Bytes read and not yet stored, at most.",
+    ),
+    key("store.connections", "8", "a number, 1 to 256", "Requests to the bucket at a time."),
+    key(
+        "karpenter.mode",
+        "beside",
+        "`beside` or `none`",
+        "`none`: managed node groups or Cluster Autoscaler.",
+    ),
+    key(
+        "hold.default",
+        "always",
+        "`always` or `on-signal`",
+        "When a protected pod is held against other drains, unless it says so itself.",
+    ),
+    key(
+        "drain.maxGrace",
+        "15s",
+        "a duration, 1s to 60s",
+        "The longest grace for a pod whose state is saved.",
+    ),
+    key(
+        "drain.margin",
+        "5s",
+        "a duration, 1s to 30s",
+        "Time kept between the end of a grace and the deadline.",
+    ),
+    key(
+        "drain.sigtermMargin",
+        "10s",
+        "a duration, 1s to 60s",
+        "The same for pods that save themselves on SIGTERM.",
+    ),
+    key(
+        "drain.sharersUntil",
+        "35s",
+        "a duration, 2s to 120s",
+        "With less than this left, a durable pod no longer waits for the others on its GPU.",
+    ),
+    key(
+        "drain.others",
+        "false",
+        "`true` or `false`",
+        "Whether unprotected pods are drained too. Only without Karpenter.",
+    ),
+    key(
+        "replacement.enabled",
+        "true",
+        "`true` or `false`",
+        "Whether a replacement is asked for before the first eviction.",
+    ),
+    key(
+        "replacement.maxInFlight",
+        "20",
+        "a number, 1 to 1000",
+        "Replacement claims alive at a time.",
+    ),
+    key(
+        "replacement.maxPerHour",
+        "60",
+        "a number, 1 to 10000",
+        "Replacement claims made in any hour.",
+    ),
+    key(
+        "replacement.onDemandLast",
+        "false",
+        "`true` or `false`",
+        "Whether on-demand is tried when Spot is not to be had.",
+    ),
+    key(
+        "replacement.onDemandMaxNodes",
+        "0",
+        "a number, 0 to 1000",
+        "On-demand replacements alive at a time.",
+    ),
+    key(
+        "rebalance.prepare",
+        "true",
+        "`true` or `false`",
+        "Whether a rebalance recommendation saves what can be saved and marks the node.",
+    ),
+    key(
+        "rebalance.replace",
+        "false",
+        "`true` or `false`",
+        "Whether a rebalance recommendation asks for a replacement.",
+    ),
+    key(
+        "rebalance.lapse",
+        "30m",
+        "a duration, 2m to 24h",
+        "When all that is taken back, if no notice follows.",
+    ),
+    key(
+        "lease.duration",
+        "15s",
+        "a duration, 3s to 5m",
+        "How long the Lease holds without being renewed.",
+    ),
+    key(
+        "lease.renew",
+        "5s",
+        "a duration, 1s to 1m",
+        "How often the Lease is renewed. At most half of `lease.duration`.",
+    ),
+    Key {
+        name: "agent.nodeName",
+        default: Preset::ForAgent,
+        allowed: "the name of a node",
+        what: "The node that the agent runs on, from the downward API.",
+    },
+    key("agent.hostRoot", "/", "an absolute path", "What all host paths begin with."),
+    key(
+        "agent.ringBudget",
+        "1GiB",
+        "a size, 1MiB to 1TiB",
+        "Memory lent to workloads for their hand-over, together.",
+    ),
+    key("agent.slot", "32MiB", "a size, 64KiB to 1GiB", "One slot of a workload's ring."),
+    key("agent.imdsEndpoint", "http://169.254.169.254", "a URL", "The instance metadata service."),
+    absent(
+        "agent.nvmlLibrary",
+        "a path",
+        "The NVML library. Without it, the loader searches for `libnvidia-ml.so.1`.",
+    ),
+    key(
+        "agent.grace",
+        "120s",
+        "a duration, 1s to 1h",
+        "How long the agent goes on after SIGTERM with work in hand.",
+    ),
+    key(
+        "admin.listen",
+        "0.0.0.0:9808",
+        "an address and a port",
+        "Where `/metrics`, `/livez` and `/readyz` are served.",
+    ),
+    key("log.format", "json", "`json` or `text`", "How log lines look."),
+    key("log.filter", "info", "a filter as `RUST_LOG` takes it", "What is logged."),
+];
+
+/// The table of keys as Markdown: `docs/configuration.md`.
+pub fn document() -> String {
+    let mut text = String::from(HEAD);
+    for row in KEYS {
+        let default = match row.default {
+            Preset::Is("") | Preset::Absent => "nothing".to_owned(),
+            Preset::Is(default) => format!("`{default}`"),
+            Preset::Needed => "must be set".to_owned(),
+            Preset::ForController => "must be set for the controller".to_owned(),
+            Preset::ForAgent => "must be set for the agent".to_owned(),
+        };
+        let (name, allowed, what) = (row.name, row.allowed, row.what);
+        writeln!(text, "| `{name}` | {default} | {allowed} | {what} | `{}` |", variable(name))
+            .expect("writing to a string does not fail");
+    }
+    text
+}
+
+const HEAD: &str = "\
+# Configuration
+
+One file in TOML (`--config`, or `LIFEBOAT_CONFIG`), then variables, then flags (`--set key=value`); what comes later wins. \
+Durations and sizes carry their unit: `90s`, `512MiB`. A key that does not exist is refused. \
+`lifeboat check-config` reads it all, shows every fault at once and ends with 78 if there is one.
+
+AWS credentials are not configured here. They come from where the AWS SDKs look: the environment, a web identity (IRSA), EKS Pod Identity, or the instance's role.
+
+This table is printed by the program (`lifeboat check-config --document`), and a test compares it.
+
+| key | default | allowed | what it is | variable |
+|---|---|---|---|---|
+";
+
+/// Reads every key, then looks at how the values go together.
+pub(super) fn load(program: Program, sources: &Sources) -> Result<Config, Faults> {
+    let mut reader = Reader::new(KEYS, sources);
+    require(program, &mut reader);
+    let config = config(&mut reader);
+    reader.faults.extend(together(&config));
+    match reader.faults.is_empty() {
+        true => Ok(Config { warnings: reader.warnings, ..config }),
+        false => Err(Faults(reader.faults)),
+    }
+}
+
+fn require(program: Program, reader: &mut Reader) {
+    for row in KEYS {
+        let needed = match row.default {
+            Preset::Is(_) | Preset::Absent => false,
+            Preset::Needed => true,
+            Preset::ForController => program == Program::Controller,
+            Preset::ForAgent => program == Program::Agent,
+        };
+        if needed {
+            reader.require(row.name);
+        }
+    }
+}
+
+fn config(reader: &mut Reader) -> Config {
+    let region = reader.value("region", String::new(), label);
+    Config {
+        cluster: reader.value("cluster", String::new(), label),
+        account: reader.optional("account", account),
+        mode: reader.value("mode", Mode::Observe, mode),
+        namespace: reader.value("namespace", String::new(), label),
+        nodes: Nodes { selector: reader.value("nodes.selector", String::new(), line) },
+        kubernetes: Kubernetes { server: reader.optional("kubernetes.server", url) },
+        queue: queue(reader),
+        store: store(reader, &region),
+        karpenter: Karpenter {
+            mode: reader.value("karpenter.mode", KarpenterMode::Beside, karpenter),
+        },
+        hold: Hold { default: reader.value("hold.default", HoldMode::Always, hold) },
+        drain: drain(reader),
+        replacement: replacement(reader),
+        rebalance: rebalance(reader),
+        lease: lease(reader),
+        agent: agent(reader),
+        admin: Admin {
+            listen: reader.value("admin.listen", SocketAddr::from(([0, 0, 0, 0], 0)), parsed),
+        },
+        log: log(reader),
+        region,
+        warnings: Vec::new(),
+    }
+}
+
+fn queue(reader: &mut Reader) -> Queue {
+    Queue {
+        url: reader.value("queue.url", String::new(), url),
+        endpoint: reader.optional("queue.endpoint", url),
+        wait: reader.value("queue.wait", Duration::ZERO, within("1s", "20s")),
+        visibility: reader.value("queue.visibility", NOTICE, within("9s", "12h")),
+        pollers: reader.value("queue.pollers", 1, number(1, 32)),
+    }
+}
+
+fn store(reader: &mut Reader, region: &str) -> Store {
+    Store {
+        bucket: reader.value("store.bucket", String::new(), label),
+        prefix: reader.value("store.prefix", String::new(), prefix),
+        endpoint: reader.optional("store.endpoint", url),
+        region: reader.optional("store.region", label).unwrap_or_else(|| region.to_owned()),
+        chunk: reader.value("store.chunk", MIB, bytes_within(MIB, 64 * MIB)),
+        in_flight: reader.value("store.inFlight", 64 * GIB, bytes_within(MIB, 64 * GIB)),
+        connections: reader.value("store.connections", 1, number(1, 256)),
+    }
+}
+
+fn drain(reader: &mut Reader) -> Drain {
+    Drain {
+        max_grace: reader.value("drain.maxGrace", Duration::ZERO, within("1s", "60s")),
+        margin: reader.value("drain.margin", Duration::ZERO, within("1s", "30s")),
+        sigterm_margin: reader.value("drain.sigtermMargin", Duration::ZERO, within("1s", "60s")),
+        sharers_until: reader.value("drain.sharersUntil", NOTICE, within("2s", "120s")),
+        scope: reader.value("drain.others", DrainScope::Protected, |text| match text {
+            "true" => Some(DrainScope::All),
+            "false" => Some(DrainScope::Protected),
+            _ => None,
+        }),
+    }
+}
+
+fn replacement(reader: &mut Reader) -> Replacement {
+    Replacement {
+        enabled: reader.value("replacement.enabled", false, parsed),
+        max_in_flight: reader.value("replacement.maxInFlight", 1, number(1, 1000)),
+        max_per_hour: reader.value("replacement.maxPerHour", 1, number(1, 10_000)),
+        on_demand_last: reader.value("replacement.onDemandLast", false, parsed),
+        on_demand_max_nodes: reader.value("replacement.onDemandMaxNodes", 0, number(0, 1000)),
+    }
+}
+
+fn rebalance(reader: &mut Reader) -> Rebalance {
+    Rebalance {
+        prepare: reader.value("rebalance.prepare", false, parsed),
+        replace: reader.value("rebalance.replace", false, parsed),
+        lapse: reader.value("rebalance.lapse", NOTICE, within("2m", "24h")),
+    }
+}
+
+fn lease(reader: &mut Reader) -> Lease {
+    Lease {
+        duration: reader.value("lease.duration", Duration::MAX, within("3s", "5m")),
+        renew: reader.value("lease.renew", Duration::ZERO, within("1s", "1m")),
+    }
+}
+
+fn agent(reader: &mut Reader) -> Agent {
+    Agent {
+        node_name: reader.value("agent.nodeName", String::new(), word),
+        host_root: reader.value("agent.hostRoot", PathBuf::new(), absolute),
+        ring_budget: reader.value("agent.ringBudget", u64::MAX, bytes_within(MIB, 1024 * GIB)),
+        slot: reader.value("agent.slot", 0, bytes_within(64 << 10, GIB)),
+        imds_endpoint: reader.value("agent.imdsEndpoint", String::new(), url),
+        nvml_library: reader.optional("agent.nvmlLibrary", |text| word(text).map(PathBuf::from)),
+        grace: reader.value("agent.grace", NOTICE, within("1s", "1h")),
+    }
+}
+
+fn log(reader: &mut Reader) -> Log {
+    Log {
+        format: reader.value("log.format", LogFormat::Text, |text| match text {
+            "json" => Some(LogFormat::Json),
+            "text" => Some(LogFormat::Text),
+            _ => None,
+        }),
+        filter: reader.value("log.filter", String::new(), filter),
+    }
+}
+
+/// Faults of values that are right alone and wrong together.
+fn together(config: &Config) -> Vec<Fault> {
+    let faults = [shares(config), visibility(config), renewal(config), in_flight(config)];
+    faults.into_iter().chain([slot(config), others(config)]).flatten().collect()
+}
+
+fn shares(config: &Config) -> Option<Fault> {
+    let drain = &config.drain;
+    let least = drain.max_grace + drain.margin;
+    (drain.sharers_until < least).then(|| Fault::Together {
+        key: "drain.sharersUntil".to_owned(),
+        value: written(drain.sharers_until),
+        beside: format!(
+            "`drain.maxGrace` {} and `drain.margin` {}",
+            written(drain.max_grace),
+            written(drain.margin)
+        ),
+        allowed: format!("{} to {}, the whole notice", written(least), written(NOTICE)),
+    })
+}
+
+fn visibility(config: &Config) -> Option<Fault> {
+    (config.queue.visibility <= FIRST_AID).then(|| Fault::Together {
+        key: "queue.visibility".to_owned(),
+        value: written(config.queue.visibility),
+        beside: "first aid".to_owned(),
+        allowed: format!("more than {}", written(FIRST_AID)),
+    })
+}
+
+fn renewal(config: &Config) -> Option<Fault> {
+    let Lease { duration, renew } = config.lease;
+    (renew > duration / 2).then(|| Fault::Together {
+        key: "lease.renew".to_owned(),
+        value: written(renew),
+        beside: format!("`lease.duration` {}", written(duration)),
+        allowed: format!("1s to {}", written(duration / 2)),
+    })
+}
+
+fn in_flight(config: &Config) -> Option<Fault> {
+    let Store { chunk, in_flight, .. } = config.store;
+    (in_flight < chunk).then(|| Fault::Together {
+        key: "store.inFlight".to_owned(),
+        value: format!("{}MiB", in_flight / MIB),
+        beside: format!("`store.chunk` {}MiB", chunk / MIB),
+        allowed: "at least one chunk".to_owned(),
+    })
+}
+
+fn slot(config: &Config) -> Option<Fault> {
+    let Agent { slot, ring_budget, .. } = config.agent;
+    (slot > ring_budget).then(|| Fault::Together {
+        key: "agent.slot".to_owned(),
+        value: format!("{}KiB", slot >> 10),
+        beside: format!("`agent.ringBudget` {}KiB", ring_budget >> 10),
+        allowed: "at most the budget".to_owned(),
+    })
+}
+
+fn others(config: &Config) -> Option<Fault> {
+    let beside = config.karpenter.mode == KarpenterMode::Beside;
+    (beside && config.drain.scope == DrainScope::All).then(|| Fault::Together {
+        key: "drain.others".to_owned(),
+        value: "true".to_owned(),
+        beside: "`karpenter.mode` beside".to_owned(),
+        allowed: "`false`: Karpenter drains the others itself".to_owned(),
+    })
+}
+
+fn mode(text: &str) -> Option<Mode> {
+    match text {
+        "protect" => Some(Mode::Protect),
+        "observe" => Some(Mode::Observe),
+        _ => None,
+    }
+}
+
+fn karpenter(text: &str) -> Option<KarpenterMode> {
+    match text {
+        "beside" => Some(KarpenterMode::Beside),
+        "none" => Some(KarpenterMode::None),
+        _ => None,
+    }
+}
+
+fn hold(text: &str) -> Option<HoldMode> {
+    match text {
+        "always" => Some(HoldMode::Always),
+        "on-signal" => Some(HoldMode::OnSignal),
+        _ => None,
+    }
+}
+
+fn account(text: &str) -> Option<String> {
+    let digits = text.len() == 12 && text.bytes().all(|byte| byte.is_ascii_digit());
+    digits.then(|| text.to_owned())
+}
+
+fn prefix(text: &str) -> Option<String> {
+    let parts = text.split('/').all(|part| !part.is_empty() && part != "." && part != "..");
+    (text.is_empty() || (parts && word(text).is_some())).then(|| text.to_owned())
+}
+
+fn absolute(text: &str) -> Option<PathBuf> {
+    let path = PathBuf::from(text);
+    path.is_absolute().then_some(path)
+}
+
+fn line(text: &str) -> Option<String> {
+    (!text.contains(char::is_control)).then(|| text.to_owned())
+}
+
+fn filter(text: &str) -> Option<String> {
+    tracing_subscriber::EnvFilter::try_new(text).ok().map(|_| text.to_owned())
+}
+
+fn parsed<T: FromStr>(text: &str) -> Option<T> {
+    text.parse().ok()
+}
+
+fn number<T: FromStr + PartialOrd>(least: T, most: T) -> impl FnOnce(&str) -> Option<T> {
+    move |text| parsed(text).filter(|value| *value >= least && *value <= most)
+}
+
+const fn key(
+    name: &'static str,
+    default: &'static str,
+    allowed: &'static str,
+    what: &'static str,
+) -> Key {
+    Key { name, default: Preset::Is(default), allowed, what }
+}
+
+const fn needed(name: &'static str, allowed: &'static str, what: &'static str) -> Key {
+    Key { name, default: Preset::Needed, allowed, what }
+}
+
+const fn absent(name: &'static str, allowed: &'static str, what: &'static str) -> Key {
+    Key { name, default: Preset::Absent, allowed, what }
+}
