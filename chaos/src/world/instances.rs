@@ -10,7 +10,7 @@ pub mod events;
 /// All instances of the simulated region, by id.
 #[derive(Debug)]
 pub struct Instances {
-    instances: BTreeMap<String, Instance>,
+    all: BTreeMap<String, Instance>,
     account: String,
     region: String,
     events: u64,
@@ -38,6 +38,18 @@ pub struct Instance {
     /// How its metadata service behaves.
     pub imds: ImdsMode,
     tokens: BTreeMap<String, Timestamp>,
+    tokens_given: u64,
+}
+
+/// What can be bought.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Offering<'a> {
+    /// The instance type.
+    pub instance_type: &'a str,
+    /// The availability zone.
+    pub zone: &'a str,
+    /// At which price.
+    pub purchase: Purchase,
 }
 
 /// How an instance was bought.
@@ -103,7 +115,7 @@ pub enum ImdsMode {
 impl Default for Instances {
     fn default() -> Self {
         Self {
-            instances: BTreeMap::new(),
+            all: BTreeMap::new(),
             account: "123456789012".to_owned(),
             region: "us-east-2".to_owned(),
             events: 0,
@@ -123,43 +135,43 @@ impl Instances {
     }
 
     /// Adds an instance that is running.
-    pub fn launch(&mut self, id: &str, purchase: Purchase, offering: (&str, &str), now: Timestamp) {
-        let (instance_type, zone) = offering;
+    pub fn launch(&mut self, id: &str, offering: Offering<'_>, now: Timestamp) {
         let instance = Instance {
             id: id.to_owned(),
-            zone: zone.to_owned(),
-            instance_type: instance_type.to_owned(),
-            purchase,
+            zone: offering.zone.to_owned(),
+            instance_type: offering.instance_type.to_owned(),
+            purchase: offering.purchase,
             state: InstanceState::Running,
             since: now,
             notice: None,
             rebalance: None,
             imds: ImdsMode::default(),
             tokens: BTreeMap::new(),
+            tokens_given: 0,
         };
-        self.instances.insert(id.to_owned(), instance);
+        self.all.insert(id.to_owned(), instance);
     }
 
     /// One instance.
     pub fn get(&self, id: &str) -> Option<&Instance> {
-        self.instances.get(id)
+        self.all.get(id)
     }
 
     /// One instance, to be changed.
     pub fn get_mut(&mut self, id: &str) -> Option<&mut Instance> {
-        self.instances.get_mut(id)
+        self.all.get_mut(id)
     }
 
     /// All instances, by id.
     pub fn iter(&self) -> impl Iterator<Item = &Instance> {
-        self.instances.values()
+        self.all.values()
     }
 
     /// Gives an interruption notice; who hears of it by a queue is told by an event.
     ///
     /// A second notice can only make the time nearer, as a deadline only tightens.
     pub fn announce(&mut self, id: &str, notice: Notice) {
-        if let Some(instance) = self.instances.get_mut(id) {
+        if let Some(instance) = self.all.get_mut(id) {
             let earlier = instance.notice.filter(|old| old.time <= notice.time);
             instance.notice = Some(earlier.unwrap_or(notice));
         }
@@ -167,7 +179,7 @@ impl Instances {
 
     /// Recommends to move away from an instance.
     pub fn recommend(&mut self, id: &str, now: Timestamp) {
-        if let Some(instance) = self.instances.get_mut(id) {
+        if let Some(instance) = self.all.get_mut(id) {
             instance.rebalance.get_or_insert(now);
         }
     }
@@ -185,12 +197,12 @@ impl Instances {
     /// The instances whose hour has come and that nobody has taken yet.
     pub fn due(&self, now: Timestamp) -> Vec<String> {
         let due = |instance: &&Instance| instance.hour().is_some_and(|hour| hour <= now);
-        self.instances.values().filter(due).map(|instance| instance.id.clone()).collect()
+        self.all.values().filter(due).map(|instance| instance.id.clone()).collect()
     }
 
     /// When the next running instance is to be taken.
     pub fn next_due(&self) -> Option<Timestamp> {
-        self.instances.values().filter_map(Instance::hour).min()
+        self.all.values().filter_map(Instance::hour).min()
     }
 
     /// The number of the next event; events are told apart by it.
@@ -200,7 +212,7 @@ impl Instances {
     }
 
     fn enter(&mut self, id: &str, state: InstanceState, now: Timestamp) -> bool {
-        let Some(instance) = self.instances.get_mut(id) else { return false };
+        let Some(instance) = self.all.get_mut(id) else { return false };
         if instance.state >= state {
             return false;
         }
@@ -225,11 +237,8 @@ impl Instance {
     /// Hands out a session token of the metadata service.
     pub fn token(&mut self, lives: Duration, now: Timestamp) -> String {
         self.tokens.retain(|_, expiry| *expiry > now);
-        let token = format!("{}-{}", self.id, now.as_nanosecond());
-        let token = (0u32..)
-            .map(|more| format!("{token}-{more}"))
-            .find(|token| !self.tokens.contains_key(token))
-            .unwrap_or(token);
+        self.tokens_given += 1;
+        let token = format!("token-{}-{}", self.id, self.tokens_given);
         self.tokens.insert(token.clone(), now + lives);
         token
     }
@@ -287,6 +296,9 @@ impl InstanceState {
 mod tests {
     use super::*;
 
+    const OFFERING: Offering<'static> =
+        Offering { instance_type: "g5.xlarge", zone: "us-east-2a", purchase: Purchase::Spot };
+
     fn at(seconds: i64) -> Timestamp {
         Timestamp::from_second(1_800_000_000 + seconds).unwrap()
     }
@@ -298,7 +310,7 @@ mod tests {
     #[test]
     fn a_second_notice_cannot_make_the_hour_later() {
         let mut instances = Instances::default();
-        instances.launch("i-1", Purchase::Spot, ("g5.xlarge", "us-east-2a"), at(0));
+        instances.launch("i-1", OFFERING, at(0));
         instances.announce("i-1", notice(at(120)));
         instances.announce("i-1", notice(at(150)));
         assert_eq!(instances.next_due(), Some(at(120)));
@@ -313,7 +325,7 @@ mod tests {
     #[test]
     fn a_notice_shows_in_the_metadata_from_its_own_time_on() {
         let mut instances = Instances::default();
-        instances.launch("i-1", Purchase::Spot, ("g5.xlarge", "us-east-2a"), at(0));
+        instances.launch("i-1", OFFERING, at(0));
         instances.announce("i-1", notice(at(120)));
         let instance = instances.get("i-1").unwrap();
         assert_eq!(instance.notice_in_imds(at(2)), None);

@@ -36,6 +36,24 @@ pub struct Redrive {
     pub max_receives: u32,
 }
 
+/// A message to be sent.
+#[derive(Clone, Copy, Debug)]
+pub struct Post<'a> {
+    /// Its text.
+    pub body: &'a str,
+    /// How long it stays hidden, if not as long as the queue says.
+    pub delay: Option<Duration>,
+}
+
+/// What a receiver asks for.
+#[derive(Clone, Copy, Debug)]
+pub struct Poll {
+    /// At most so many messages.
+    pub most: usize,
+    /// How long they stay hidden, if not as long as the queue says.
+    pub visibility: Option<Duration>,
+}
+
 /// A message as its receiver gets it.
 #[derive(Clone, Debug)]
 pub struct Received {
@@ -141,12 +159,11 @@ impl Default for Settings {
 impl Queues {
     /// Makes a queue, or gives an old one new settings.
     pub fn create(&mut self, name: &str, settings: Settings) {
-        match self.queues.get_mut(name) {
-            Some(queue) => queue.settings = settings,
-            None => {
-                let queue = Queue { settings, messages: BTreeMap::new(), history: Vec::new() };
-                self.queues.insert(name.to_owned(), queue);
-            }
+        if let Some(queue) = self.queues.get_mut(name) {
+            queue.settings = settings;
+        } else {
+            let queue = Queue { settings, messages: BTreeMap::new(), history: Vec::new() };
+            self.queues.insert(name.to_owned(), queue);
         }
     }
 
@@ -166,45 +183,48 @@ impl Queues {
     }
 
     /// Puts a message in; returns its id.
-    pub fn send(
+    pub fn send(&mut self, name: &str, body: &str, now: Timestamp) -> Result<String, QueueError> {
+        self.post(name, Post { body, delay: None }, now)
+    }
+
+    /// Puts a message in that may have a delay of its own; returns its id.
+    pub fn post(
         &mut self,
         name: &str,
-        body: &str,
-        delay: Option<Duration>,
+        post: Post<'_>,
         now: Timestamp,
     ) -> Result<String, QueueError> {
         let number = self.sent;
         let queue = self.queue_mut(name)?;
-        let delay = delay.unwrap_or(queue.settings.delay);
+        let delay = post.delay.unwrap_or(queue.settings.delay);
         let message = Message {
-            body: body.to_owned(),
+            body: post.body.to_owned(),
             sent_at: now,
             visible_at: now + delay,
             first_received_at: None,
             receives: 0,
             redriven_from: None,
         };
-        queue.tell(number, &message, now, PassageKind::Sent);
+        queue.history.push(Passage::new(number, &message, now, PassageKind::Sent));
         queue.messages.insert(number, message);
         self.sent += 1;
         Ok(id_of(number))
     }
 
-    /// Takes up to `most` messages that are ready, oldest first, and hides them.
+    /// Takes messages that are ready, oldest first, and hides them.
     ///
     /// What was received too often goes to the dead-letter queue instead, as on SQS, where a
     /// redrive happens when a message would be received once more.
     pub fn receive(
         &mut self,
         name: &str,
-        most: usize,
-        visibility: Option<Duration>,
+        poll: Poll,
         now: Timestamp,
     ) -> Result<Vec<Received>, QueueError> {
         self.redrive(name, now)?;
         let queue = self.queue_mut(name)?;
-        let hidden_until = now + visibility.unwrap_or(queue.settings.visibility);
-        let ready: Vec<u64> = queue.ready(now).take(most).collect();
+        let hidden_until = now + poll.visibility.unwrap_or(queue.settings.visibility);
+        let ready: Vec<u64> = queue.ready(now).take(poll.most).collect();
         Ok(ready.into_iter().filter_map(|number| queue.take(number, hidden_until, now)).collect())
     }
 
@@ -217,7 +237,7 @@ impl Queues {
         let queue = self.queue_mut(name)?;
         let number = queue.newest(receipt)?;
         if let Some(message) = queue.messages.remove(&number) {
-            queue.tell(number, &message, now, PassageKind::Deleted);
+            queue.history.push(Passage::new(number, &message, now, PassageKind::Deleted));
         }
         Ok(())
     }
@@ -225,8 +245,7 @@ impl Queues {
     /// Hides a message in flight for this long from now.
     pub fn change_visibility(
         &mut self,
-        name: &str,
-        receipt: &str,
+        (name, receipt): (&str, &str),
         visibility: Duration,
         now: Timestamp,
     ) -> Result<(), QueueError> {
@@ -288,11 +307,11 @@ impl Queues {
         for number in spent {
             let queue = self.queue_mut(name)?;
             let Some(mut message) = queue.messages.remove(&number) else { continue };
-            queue.tell(number, &message, now, PassageKind::Redriven);
+            queue.history.push(Passage::new(number, &message, now, PassageKind::Redriven));
             message.redriven_from = Some(name.to_owned());
             message.visible_at = now;
             let dead_letters = self.queue_mut(&redrive.dead_letter_queue)?;
-            dead_letters.tell(number, &message, now, PassageKind::Sent);
+            dead_letters.history.push(Passage::new(number, &message, now, PassageKind::Sent));
             dead_letters.messages.insert(number, message);
         }
         Ok(())
@@ -321,12 +340,7 @@ impl Queue {
             first_received_at,
             redriven_from: message.redriven_from.clone(),
         };
-        self.history.push(Passage {
-            at: now,
-            id: received.id.clone(),
-            body: received.body.clone(),
-            kind: PassageKind::Received,
-        });
+        self.history.push(Passage::new(number, message, now, PassageKind::Received));
         Some(received)
     }
 
@@ -350,13 +364,15 @@ impl Queue {
             .collect();
         for number in old {
             if let Some(message) = self.messages.remove(&number) {
-                self.tell(number, &message, now, PassageKind::Expired);
+                self.history.push(Passage::new(number, &message, now, PassageKind::Expired));
             }
         }
     }
+}
 
-    fn tell(&mut self, number: u64, message: &Message, at: Timestamp, kind: PassageKind) {
-        self.history.push(Passage { at, id: id_of(number), body: message.body.clone(), kind });
+impl Passage {
+    fn new(number: u64, message: &Message, at: Timestamp, kind: PassageKind) -> Self {
+        Self { at, id: id_of(number), body: message.body.clone(), kind }
     }
 }
 
@@ -372,6 +388,10 @@ mod tests {
         Timestamp::from_second(1_800_000_000 + seconds).unwrap()
     }
 
+    fn poll(most: usize) -> Poll {
+        Poll { most, visibility: None }
+    }
+
     fn queues(settings: Settings) -> Queues {
         let mut queues = Queues::default();
         queues.create("ours", settings);
@@ -382,9 +402,9 @@ mod tests {
     #[test]
     fn an_older_receipt_is_refused_once_the_message_is_received_again() {
         let mut queues = queues(Settings::default());
-        queues.send("ours", "hello", None, at(0)).unwrap();
-        let first = queues.receive("ours", 1, None, at(0)).unwrap();
-        let second = queues.receive("ours", 1, None, at(30)).unwrap();
+        queues.send("ours", "hello", at(0)).unwrap();
+        let first = queues.receive("ours", poll(1), at(0)).unwrap();
+        let second = queues.receive("ours", poll(1), at(30)).unwrap();
         let stale = queues.delete("ours", &first[0].receipt, at(31));
         assert_eq!(stale, Err(QueueError::StaleReceipt));
         queues.delete("ours", &second[0].receipt, at(31)).unwrap();
@@ -395,10 +415,10 @@ mod tests {
     #[test]
     fn an_expired_receipt_deletes_while_nobody_received_again_but_changes_nothing() {
         let mut queues = queues(Settings::default());
-        queues.send("ours", "hello", None, at(0)).unwrap();
-        let first = queues.receive("ours", 1, None, at(0)).unwrap();
+        queues.send("ours", "hello", at(0)).unwrap();
+        let first = queues.receive("ours", poll(1), at(0)).unwrap();
         let late =
-            queues.change_visibility("ours", &first[0].receipt, Duration::from_secs(9), at(30));
+            queues.change_visibility(("ours", &first[0].receipt), Duration::from_secs(9), at(30));
         assert_eq!(late, Err(QueueError::NotInFlight));
         queues.delete("ours", &first[0].receipt, at(30)).unwrap();
     }
@@ -407,11 +427,11 @@ mod tests {
     fn a_message_received_too_often_goes_to_the_dead_letter_queue() {
         let redrive = Redrive { dead_letter_queue: "dead".to_owned(), max_receives: 2 };
         let mut queues = queues(Settings { redrive: Some(redrive), ..Settings::default() });
-        queues.send("ours", "noise", None, at(0)).unwrap();
-        assert_eq!(queues.receive("ours", 10, None, at(0)).unwrap().len(), 1);
-        assert_eq!(queues.receive("ours", 10, None, at(30)).unwrap()[0].receives, 2);
-        assert_eq!(queues.receive("ours", 10, None, at(60)).unwrap().len(), 0);
-        let dead = queues.receive("dead", 10, None, at(60)).unwrap();
+        queues.send("ours", "noise", at(0)).unwrap();
+        assert_eq!(queues.receive("ours", poll(10), at(0)).unwrap().len(), 1);
+        assert_eq!(queues.receive("ours", poll(10), at(30)).unwrap()[0].receives, 2);
+        assert_eq!(queues.receive("ours", poll(10), at(60)).unwrap().len(), 0);
+        let dead = queues.receive("dead", poll(10), at(60)).unwrap();
         assert_eq!(dead[0].redriven_from.as_deref(), Some("ours"));
         assert_eq!(dead[0].receives, 3);
     }
@@ -421,10 +441,10 @@ mod tests {
         let delay = Duration::from_secs(5);
         let mut queues = queues(Settings { delay, ..Settings::default() });
         for body in ["a", "b", "c"] {
-            queues.send("ours", body, Some(Duration::ZERO), at(0)).unwrap();
+            queues.post("ours", Post { body, delay: Some(Duration::ZERO) }, at(0)).unwrap();
         }
-        queues.send("ours", "d", None, at(0)).unwrap();
-        queues.receive("ours", 1, None, at(0)).unwrap();
+        queues.send("ours", "d", at(0)).unwrap();
+        queues.receive("ours", poll(1), at(0)).unwrap();
         let depth = queues.depth("ours", at(1)).unwrap();
         assert_eq!(depth, Depth { visible: 2, in_flight: 1, delayed: 1 });
         assert_eq!(queues.next_ready("ours").unwrap(), Some(at(0)));

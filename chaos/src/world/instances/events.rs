@@ -1,4 +1,4 @@
-//! What EventBridge puts on a queue about an instance.
+//! What `EventBridge` puts on a queue about an instance.
 
 use jiff::Timestamp;
 use serde_json::Value;
