@@ -1,1 +1,5 @@
-//! (to be written)
+//! Serves the volume that brings a socket into each pod.
+
+pub mod serve;
+pub mod socket;
+pub mod wire;
