@@ -81,7 +81,8 @@ pub enum ChunkError {
 /// Cuts the stream of these regions into chunks of at most `chunk_bytes`.
 ///
 /// A region of a chunk's size or more begins a new chunk, so that a big tensor that did not change
-/// has the same chunks again whatever lies before it. Small regions share chunks.
+/// has the same chunks again whatever lies before it. Small regions share chunks, but replicated
+/// ones do not share any with others: a donor's chunks stand in the manifest of every rank.
 pub fn cuts(regions: &[Region], chunk_bytes: u64) -> Cuts<'_> {
     Cuts { regions, chunk_bytes: chunk_bytes.max(1), offset: 0, until: 0 }
 }
@@ -114,9 +115,11 @@ impl Cuts<'_> {
     /// Takes one big region, or all small ones up to the next big one; says where they end.
     fn next_run(&mut self) -> u64 {
         let mut until = self.offset;
+        let mut spread = None;
         while let Some((first, rest)) = self.regions.split_first() {
             let big = first.bytes >= self.chunk_bytes;
-            if big && until > self.offset {
+            let other = *spread.get_or_insert(first.spread) != first.spread;
+            if (big || other) && until > self.offset {
                 break;
             }
             until = until.saturating_add(first.bytes);
@@ -262,6 +265,7 @@ impl From<Chunk> for ChunkText {
 mod tests {
     use super::*;
     use crate::region::Dtype;
+    use crate::region::Spread;
 
     fn region(bytes: u64) -> Region {
         Region::new("r", Dtype::U8, &[bytes])
@@ -282,6 +286,14 @@ mod tests {
         check(&[3, 4, 5], 10, &[(0, 10), (10, 2)]);
         check(&[3, 25, 2, 2], 10, &[(0, 3), (3, 10), (13, 10), (23, 5), (28, 4)]);
         check(&[10, 10, 0], 10, &[(0, 10), (10, 10)]);
+    }
+
+    #[test]
+    fn a_replicated_region_shares_no_chunk_with_others() {
+        let replicated = Region { spread: Spread::Replicated, ..region(3) };
+        let regions = [replicated.clone(), replicated, region(2), region(1)];
+        let found: Vec<_> = cuts(&regions, 10).map(|cut| (cut.offset, cut.bytes)).collect();
+        assert_eq!(found, [(0, 6), (6, 3)]);
     }
 
     #[test]

@@ -366,3 +366,158 @@ fn sum(what: &'static str, stated: u64, found: u64) -> Result<(), ManifestError>
 struct Format {
     format: u64,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::region::Dtype;
+    use crate::region::Region;
+    use crate::tree::Tree;
+
+    const GOLDEN: &[u8] = include_bytes!("../tests/golden/manifest-1.json");
+    const GOLDEN_RANK: &[u8] = include_bytes!("../tests/golden/rank-1.json");
+    const PLACE: Place<'_> =
+        Place { cluster: "blue", namespace: "ml", job_key: "7c9e/worker", epoch: 3 };
+
+    fn rank() -> RankManifest {
+        let weights = Region::new("weights", Dtype::F32, &[2, 2]);
+        let loader = Region::new("loader", Dtype::U8, &[5]);
+        let tree = Tree::map([("lr", Tree::Float(0.1)), ("seen", Tree::Int(512))]);
+        let layout = Layout { regions: vec![weights, loader], tree };
+        let chunks = vec![Chunk::of(b"0123456789abcdef"), Chunk::of(&[0; 5])];
+        RankManifest { format: FORMAT, epoch: 3, rank: 0, step: 8412, layout, chunks }
+    }
+
+    fn save() -> Manifest {
+        let holder = Holder {
+            pod: "train-0".into(),
+            pod_uid: "d6b1".into(),
+            node: "ip-10-0-0-7".into(),
+            instance: Some("i-0abc".into()),
+        };
+        Manifest {
+            format: FORMAT,
+            kind: Kind::Save,
+            cluster: "blue".into(),
+            namespace: "ml".into(),
+            job_key: "7c9e/worker".into(),
+            epoch: 3,
+            step: 8412,
+            world: 1,
+            run: "r1".into(),
+            parent: Some(2),
+            holder,
+            created_at: "2026-11-22T12:00:41Z".into(),
+            deadline: Some("2026-11-22T12:02:03Z".into()),
+            bytes: 21,
+            ranks: BTreeMap::from([(0, rank().entry("a1"))]),
+        }
+    }
+
+    fn claim() -> Manifest {
+        Manifest { kind: Kind::Claim, world: 0, bytes: 0, ranks: BTreeMap::new(), ..save() }
+    }
+
+    #[test]
+    fn a_manifest_is_written_so_to_the_byte() {
+        if std::env::var_os("UPDATE_GOLDEN").is_some() {
+            std::fs::write("tests/golden/manifest-1.json", save().to_bytes()).unwrap();
+            std::fs::write("tests/golden/rank-1.json", rank().to_bytes()).unwrap();
+            return;
+        }
+        assert_eq!(String::from_utf8(save().to_bytes()), String::from_utf8(GOLDEN.to_vec()));
+        assert_eq!(String::from_utf8(rank().to_bytes()), String::from_utf8(GOLDEN_RANK.to_vec()));
+    }
+
+    #[test]
+    fn what_was_written_is_read_back_whole() {
+        let manifest = Manifest::parse(GOLDEN).unwrap();
+        assert_eq!(manifest, save());
+        assert_eq!(manifest.check_place(&PLACE), Ok(()));
+        assert_eq!(manifest.parse_rank(0, GOLDEN_RANK).unwrap(), rank());
+        assert_eq!(manifest.restores_from(), Some(3));
+        assert_eq!(Manifest::parse(&claim().to_bytes()).unwrap().restores_from(), Some(2));
+    }
+
+    #[test]
+    fn a_manifest_in_another_place_is_refused_by_name() {
+        for place in [
+            Place { cluster: "green", ..PLACE },
+            Place { namespace: "other", ..PLACE },
+            Place { job_key: "7c9e", ..PLACE },
+            Place { epoch: 4, ..PLACE },
+        ] {
+            assert!(matches!(save().check_place(&place), Err(ManifestError::Foreign { .. })));
+        }
+    }
+
+    #[test]
+    fn a_rank_that_changed_after_the_commit_is_refused() {
+        let mut bytes = GOLDEN_RANK.to_vec();
+        bytes[40] ^= 1;
+        let refused = save().parse_rank(0, &bytes);
+        assert!(matches!(refused, Err(ManifestError::Changed { rank: 0, .. })));
+        assert!(matches!(save().parse_rank(1, GOLDEN_RANK), Err(ManifestError::Ranks { .. })));
+    }
+
+    #[track_caller]
+    fn refused(manifest: &Manifest, part: &str) {
+        let error = Manifest::parse(&manifest.to_bytes()).unwrap_err().to_string();
+        assert!(error.contains(part), "{error}");
+    }
+
+    #[test]
+    fn a_manifest_that_is_not_whole_is_refused() {
+        refused(&Manifest { world: 2, ..save() }, "1 ranks of a world of 2");
+        refused(&Manifest { world: 0, ..save() }, "world of 0");
+        refused(&Manifest { world: u32::MAX, ..save() }, "world of");
+        refused(&Manifest { bytes: 22, ..save() }, "says bytes 22, its parts make 21");
+        refused(&Manifest { epoch: 0, parent: None, ..claim() }, "has no number");
+        refused(&Manifest { parent: Some(3), ..claim() }, "comes after it");
+        refused(&Manifest { kind: Kind::Finished, ..save() }, "chunks of its own");
+        refused(&Manifest { format: 2, ..save() }, "A newer Lifeboat reads it");
+    }
+
+    #[test]
+    fn a_rank_whose_chunks_do_not_make_its_stream_is_refused() {
+        let mut short = rank();
+        short.chunks.pop();
+        assert!(matches!(short.check(), Err(ManifestError::Sum { stated: 21, found: 16, .. })));
+        let mut huge = rank();
+        huge.chunks[0].bytes = CHUNK_MAX + 1;
+        assert!(matches!(huge.check(), Err(ManifestError::Chunk { index: 0, .. })));
+        let mut empty = rank();
+        empty.chunks[1].bytes = 0;
+        assert!(matches!(empty.check(), Err(ManifestError::Chunk { index: 1, .. })));
+    }
+
+    #[test]
+    fn another_minor_version_is_read_both_ways() {
+        let newer = r#"{"format":1,"kind":"merge","cluster":"blue","namespace":"ml",
+            "job_key":"7c9e/worker","epoch":3,"color":{"a":[1]},"holder":{"rack":"r7"}}"#;
+        let manifest = Manifest::parse(newer.as_bytes()).unwrap();
+        assert_eq!((manifest.kind, manifest.restores_from()), (Kind::Unknown, None));
+        assert_eq!(manifest.check_place(&PLACE), Ok(()));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_bytes_are_refused_and_never_a_panic(bytes: Vec<u8>) {
+            proptest::prop_assert!(Manifest::parse(&bytes).is_err());
+            proptest::prop_assert!(RankManifest::parse(&bytes).is_err());
+        }
+
+        #[test]
+        fn a_torn_or_flipped_manifest_is_no_other_manifest(
+            place in 0..GOLDEN.len() - 1,
+            bit in 0_u8..8,
+        ) {
+            // JSON has its closing brace before the last byte, a line feed.
+            proptest::prop_assert!(Manifest::parse(&GOLDEN[..place]).is_err());
+            let mut bytes = GOLDEN_RANK[..GOLDEN_RANK.len() - 1].to_vec();
+            let place = place % bytes.len();
+            bytes[place] ^= 1 << bit;
+            proptest::prop_assert!(save().parse_rank(0, &bytes).is_err());
+        }
+    }
+}

@@ -99,6 +99,7 @@ mod exact {
     use serde::Serializer;
     use serde::de::Error;
 
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
     pub(super) fn serialize<S: Serializer>(float: &f64, to: S) -> Result<S::Ok, S::Error> {
         to.collect_str(float)
     }

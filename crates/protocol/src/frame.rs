@@ -47,7 +47,10 @@
 //! `offset` counts in the rank's stream: its regions one after the other, in the order of the
 //! layout in `SaveBegin`. Chunks are cut as [`cuts`](lifeboat_checkpoint::chunk::cuts) says, with
 //! `SaveAt.chunk_bytes` (at most a slot). A slot is the workload's until it says `Filled`, the
-//! agent's until it says `Freed`; at first all of them are the workload's.
+//! agent's until it says `Freed`; at `SaveBegin` all of them are the workload's, whatever became
+//! of an earlier save. Regions that lie in files come last, and their bytes go by `Given`: each
+//! piece is cut as a stream of its own, by the agent. Replicated regions come first, and share no
+//! chunk with others: the donor's chunks stand in the manifest of every rank.
 //!
 //! For purpose `park` the workload blocks from `SaveBegin` on, and goes on only when called off or
 //! unparked. For `insurance` it goes on when its bytes are taken. `CallOff` ends a save at any
@@ -112,6 +115,8 @@ pub enum FromWorkload {
     Register(Register),
     /// Where it is; said on change, every few seconds at most.
     Progress(Progress),
+    /// The program asks for a save. The agent answers with `Prepare` or with `SaveFailed`.
+    SaveWanted(SaveWanted),
     /// Answer to `Prepare`.
     Ready(Ready),
     /// The hand-over begins.
@@ -314,6 +319,11 @@ frames! {
         /// Whether it is parked.
         parked: bool,
     }
+    /// The program asks for a save.
+    SaveWanted {
+        /// Steps completed.
+        step: u64,
+    }
     /// Answer to `Prepare`, at once.
     Ready {
         /// Which save.
@@ -479,8 +489,10 @@ frames! {
         save: u64,
         /// At the end of this step; none: at the next safe point.
         step: Option<u64>,
-        /// Size of a chunk, at most that of a slot.
+        /// Size of a chunk, at most that of a slot; 0: that of a slot.
         chunk_bytes: u64,
+        /// Another rank, the donor, hands over the replicated regions.
+        skip_replicated: bool,
         /// Until when.
         deadline: Option<Deadline>,
     }
