@@ -136,7 +136,9 @@ impl Line {
     /// The duration after the word `name`, such as `90s` or `250ms`.
     pub fn duration(&self, name: &str) -> Result<Option<Duration>, ScriptError> {
         self.option(name)
-            .map(|text| duration(text).ok_or_else(|| self.fault(&format!("`{text}` is no duration"))))
+            .map(|text| {
+                duration(text).ok_or_else(|| self.fault(&format!("`{text}` is no duration")))
+            })
             .transpose()
     }
 
