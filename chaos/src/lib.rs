@@ -3,6 +3,7 @@
 pub mod checkers;
 pub mod demo;
 pub mod faults;
+pub mod processes;
 pub mod script;
 pub mod serve;
 pub mod swarm;
