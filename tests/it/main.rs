@@ -1,4 +1,5 @@
 //! Integration tests, one binary.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod imds_wire;
 mod sqs_wire;
