@@ -2,4 +2,5 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod imds_wire;
+mod s3_wire;
 mod sqs_wire;
