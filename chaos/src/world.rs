@@ -11,6 +11,7 @@ use tokio::sync::Notify;
 
 use crate::world::bucket::Bucket;
 use crate::world::cluster::Cluster;
+use crate::world::cluster::audit::Audit;
 use crate::world::instances::Instances;
 use crate::world::machines::Machines;
 use crate::world::queue::Queues;
@@ -96,6 +97,12 @@ impl World {
         };
         self.shared.changed.notify_waiters();
         answer
+    }
+
+    /// Counts in the API server's audit; wakes nobody.
+    pub fn audit<T>(&self, count: impl FnOnce(&mut Audit) -> T) -> T {
+        let mut state = self.shared.state.lock().unwrap_or_else(PoisonError::into_inner);
+        count(&mut state.cluster.audit)
     }
 
     /// Counts the changes made so far; see [`World::changed_since`].

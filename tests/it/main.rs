@@ -3,4 +3,5 @@
 
 mod imds_wire;
 mod s3_wire;
+mod kube_wire;
 mod sqs_wire;

@@ -10,6 +10,7 @@ use crate::world::cluster::object::text;
 use crate::world::cluster::refusal::Refusal;
 use crate::world::cluster::resource::EVENT;
 use crate::world::cluster::resource::EVENTS_EVENT;
+use crate::world::cluster::resource::INTERRUPTION;
 use crate::world::cluster::resource::NODE;
 use crate::world::cluster::resource::POD;
 use crate::world::cluster::resource::Resource;
@@ -87,6 +88,7 @@ fn is_selectable(resource: Resource, key: &str) -> bool {
             "status.podIP",
         ],
         NODE => &["spec.unschedulable"],
+        INTERRUPTION => &["spec.node"],
         EVENT => &["involvedObject.kind", "involvedObject.name", "involvedObject.uid", "reason"],
         EVENTS_EVENT => &["regarding.kind", "regarding.name", "regarding.uid", "reason"],
         _ => &[],
