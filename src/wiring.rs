@@ -4,10 +4,9 @@ mod connect;
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use object_store::ObjectStore;
-use tower::util::BoxCloneSyncService;
 
+use crate::adapters::imds;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::offload::Offload;
@@ -37,17 +36,10 @@ pub struct AgentClients {
     /// The API server, which it can do without.
     pub kube: kube::Client,
     /// The instance metadata service.
-    pub imds: Imds,
+    pub imds: imds::Service,
     /// The bucket.
     pub store: Arc<dyn ObjectStore>,
 }
-
-/// Where instance metadata is asked for.
-pub type Imds = BoxCloneSyncService<
-    http::Request<Bytes>,
-    http::Response<Bytes>,
-    Box<dyn std::error::Error + Send + Sync>,
->;
 
 /// What the agent takes from its process: a simulation hands in its own.
 #[derive(Clone, Debug)]

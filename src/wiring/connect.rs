@@ -15,11 +15,13 @@ use object_store::RetryConfig as StoreRetry;
 use object_store::aws::AmazonS3Builder;
 use object_store::aws::Checksum;
 
+use crate::adapters::imds;
 use crate::config::Config;
 use crate::config::Kubernetes;
 use crate::config::Queue;
 use crate::config::Store;
 
+use super::AgentClients;
 use super::ControllerClients;
 
 /// How long a connection may take to open.
@@ -61,6 +63,17 @@ impl ControllerClients {
             kube: kubernetes(&config.kubernetes, WATCH).await?,
             first_aid: kubernetes(&config.kubernetes, FIRST_AID).await?,
             sqs: queue(&config.queue, &config.region).await,
+            store: bucket(&config.store)?,
+        })
+    }
+}
+
+impl AgentClients {
+    /// Clients of the world that `config` names.
+    pub async fn connect(config: &Config) -> Result<Self, ConnectError> {
+        Ok(Self {
+            kube: kubernetes(&config.kubernetes, WATCH).await?,
+            imds: imds::over_http(),
             store: bucket(&config.store)?,
         })
     }

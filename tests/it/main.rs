@@ -1,7 +1,12 @@
 //! Integration tests, one binary.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod dependencies;
+mod documents;
 mod imds_wire;
-mod s3_wire;
 mod kube_wire;
+mod layers;
+mod s3_wire;
+mod sources;
 mod sqs_wire;
+mod tidy;
