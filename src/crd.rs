@@ -1,6 +1,5 @@
 //! Wire types of our resources, and the marks that we leave on others'.
 
-pub mod convert;
 pub mod node_interruption;
 pub mod workload_checkpoint;
 

@@ -3,7 +3,6 @@
 
 mod dependencies;
 mod documents;
-mod fake_nvml;
 mod imds_wire;
 mod kube_wire;
 mod layers;
