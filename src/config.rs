@@ -4,10 +4,11 @@ mod keys;
 mod read;
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
+
+use lifeboat_domain::policy::Policy;
 
 pub use keys::document;
 pub use read::Fault;
@@ -20,7 +21,9 @@ pub enum Program {
     Controller,
     /// `lifeboat agent`.
     Agent,
-    /// A command that a person types.
+    /// A command that reads the bucket.
+    Bucket,
+    /// Any other command: it needs none.
     Command,
 }
 
@@ -44,8 +47,6 @@ pub struct Config {
     pub region: String,
     /// The AWS account; absent, any account's messages are taken.
     pub account: Option<String>,
-    /// Whether to act or only to look on.
-    pub mode: Mode,
     /// Our own namespace.
     pub namespace: String,
     /// Which nodes are ours to care for.
@@ -56,16 +57,6 @@ pub struct Config {
     pub queue: Queue,
     /// The bucket that checkpoints go to.
     pub store: Store,
-    /// How we live beside Karpenter.
-    pub karpenter: Karpenter,
-    /// How pods are kept from others' drains.
-    pub hold: Hold,
-    /// How pods are ended.
-    pub drain: Drain,
-    /// How replacements are asked for.
-    pub replacement: Replacement,
-    /// What a rebalance recommendation leads to.
-    pub rebalance: Rebalance,
     /// The Lease of the controller.
     pub lease: Lease,
     /// The agent on its node.
@@ -76,15 +67,7 @@ pub struct Config {
     pub log: Log,
     /// What was read but not understood, for the log: no reason to refuse.
     pub warnings: Vec<String>,
-}
-
-/// Whether to act or only to look on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mode {
-    /// Hear, plan and act.
-    Protect,
-    /// Hear, plan and record; write nothing but our own objects.
-    Observe,
+    policy: Policy,
 }
 
 /// Which nodes are ours to care for.
@@ -133,88 +116,6 @@ pub struct Store {
     pub in_flight: u64,
     /// Requests at a time.
     pub connections: usize,
-}
-
-/// How we live beside Karpenter.
-#[derive(Clone, Debug)]
-pub struct Karpenter {
-    /// Whether it is there.
-    pub mode: KarpenterMode,
-}
-
-/// Whether Karpenter manages the nodes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum KarpenterMode {
-    /// It does: we hold pods against its drain and ask for claims.
-    Beside,
-    /// Managed node groups: no hold exists, the group replaces.
-    None,
-}
-
-/// How pods are kept from others' drains.
-#[derive(Clone, Debug)]
-pub struct Hold {
-    /// For pods that say nothing themselves.
-    pub default: HoldMode,
-}
-
-/// When a pod is held.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum HoldMode {
-    /// From its admission on.
-    Always,
-    /// From the signal on.
-    OnSignal,
-}
-
-/// How pods are ended.
-#[derive(Clone, Debug)]
-pub struct Drain {
-    /// Longest grace for a pod whose state is saved.
-    pub max_grace: Duration,
-    /// Time kept between a grace's end and the deadline.
-    pub margin: Duration,
-    /// The same for pods that save themselves on SIGTERM.
-    pub sigterm_margin: Duration,
-    /// With less than this left, a durable pod no longer waits for its GPU's other pods.
-    pub sharers_until: Duration,
-    /// Which pods are drained.
-    pub scope: DrainScope,
-}
-
-/// Which pods of an interrupted node we end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DrainScope {
-    /// Protected ones only.
-    Protected,
-    /// Every pod, where there is no Karpenter to do it.
-    All,
-}
-
-/// How replacements are asked for.
-#[derive(Clone, Debug)]
-pub struct Replacement {
-    /// Whether they are at all.
-    pub enabled: bool,
-    /// Claims alive at a time.
-    pub max_in_flight: u32,
-    /// Claims made in any hour.
-    pub max_per_hour: u32,
-    /// Whether on-demand is tried once Spot is exhausted.
-    pub on_demand_last: bool,
-    /// On-demand nodes alive at a time.
-    pub on_demand_max_nodes: u32,
-}
-
-/// What a rebalance recommendation leads to.
-#[derive(Clone, Debug)]
-pub struct Rebalance {
-    /// Whether work is saved and the node marked.
-    pub prepare: bool,
-    /// Whether a replacement is asked for.
-    pub replace: bool,
-    /// When all of it is taken back, if no notice follows.
-    pub lapse: Duration,
 }
 
 /// The Lease of the controller.
@@ -276,19 +177,15 @@ impl Config {
         keys::load(program, sources)
     }
 
+    /// What decisions look at: `mode`, `karpenter`, `hold`, `drain`, `replacement`, `rebalance`.
+    pub fn policy(&self) -> &Policy {
+        &self.policy
+    }
+
     /// Reads the text of a file alone, as a simulation does.
     pub fn parse(program: Program, text: &str) -> Result<Self, Faults> {
         let file = Some(text.to_owned());
         Self::load(program, &Sources { file, ..Sources::default() })
-    }
-}
-
-impl fmt::Display for Mode {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(match self {
-            Self::Protect => "protect",
-            Self::Observe => "observe",
-        })
     }
 }
 

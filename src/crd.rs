@@ -1,5 +1,6 @@
 //! Wire types of our resources, and the marks that we leave on others'.
 
+pub mod convert;
 pub mod node_interruption;
 pub mod workload_checkpoint;
 

@@ -10,7 +10,7 @@ pub fn summary(config: &Config) -> String {
     let lines = [
         ("cluster", config.cluster.clone()),
         ("region", config.region.clone()),
-        ("mode", config.mode.to_string()),
+        ("mode", config.policy().mode.label().to_owned()),
         ("queue", config.queue.url.clone()),
         ("bucket", format!("{}/{}", config.store.bucket, config.store.prefix)),
     ];

@@ -6,27 +6,31 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use lifeboat_domain::policy::Asked;
+use lifeboat_domain::policy::DrainPolicy;
+use lifeboat_domain::policy::KarpenterMode;
+use lifeboat_domain::policy::OnDemand;
+use lifeboat_domain::policy::OperatingMode;
+use lifeboat_domain::policy::Others;
+use lifeboat_domain::policy::Policy;
+use lifeboat_domain::policy::Prepare;
+use lifeboat_domain::policy::RebalancePolicy;
+use lifeboat_domain::policy::ReplacementPolicy;
+use lifeboat_domain::signal::NOTICE;
+use lifeboat_domain::workload::Hold;
+
 use super::Admin;
 use super::Agent;
 use super::Config;
-use super::Drain;
-use super::DrainScope;
 use super::Fault;
 use super::Faults;
-use super::Hold;
-use super::HoldMode;
-use super::Karpenter;
-use super::KarpenterMode;
 use super::Kubernetes;
 use super::Lease;
 use super::Log;
 use super::LogFormat;
-use super::Mode;
 use super::Nodes;
 use super::Program;
 use super::Queue;
-use super::Rebalance;
-use super::Replacement;
 use super::Sources;
 use super::Store;
 use super::read::Key;
@@ -43,13 +47,22 @@ use super::read::written;
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 
-/// What EC2 gives between notice and interruption.
-///
-/// Source: EC2 User Guide, "Spot Instance interruption notices".
-const NOTICE: Duration = Duration::from_secs(120);
-
 /// What first aid may take: three tries of the fence at two seconds each, beside the record.
 const FIRST_AID: Duration = Duration::from_secs(8);
+
+const MODES: [(&str, OperatingMode); 2] =
+    [("observe", OperatingMode::Observe), ("protect", OperatingMode::Protect)];
+const KARPENTER: [(&str, KarpenterMode); 2] =
+    [("beside", KarpenterMode::Beside), ("none", KarpenterMode::None)];
+const HOLDS: [(&str, Hold); 2] = [("always", Hold::Always), ("on-signal", Hold::OnSignal)];
+const OTHERS: [(&str, Others); 2] = [("false", Others::Leave), ("true", Others::Drain)];
+const ASKED: [(&str, Asked); 2] = [("false", Asked::Never), ("true", Asked::ByUs)];
+const ON_DEMAND: [(&str, OnDemand); 2] = [("false", OnDemand::Never), ("true", OnDemand::Last)];
+const PREPARE: [(&str, Prepare); 3] = [
+    ("nothing", Prepare::Nothing),
+    ("node", Prepare::Node),
+    ("node-and-save", Prepare::NodeAndSave),
+];
 
 const KEYS: &[Key] = &[
     needed(
@@ -172,7 +185,7 @@ const KEYS: &[Key] = &[
     ),
     key(
         "replacement.maxInFlight",
-        "20",
+        "10",
         "a number, 1 to 1000",
         "Replacement claims alive at a time.",
     ),
@@ -194,11 +207,18 @@ const KEYS: &[Key] = &[
         "a number, 0 to 1000",
         "On-demand replacements alive at a time.",
     ),
+    key("replacement.maxAttempts", "6", "a number, 1 to 20", "Claims tried for one interruption."),
+    key(
+        "replacement.unused",
+        "10m",
+        "a duration, 1m to 24h",
+        "How long a replacement may stand ready without a pod of ours before it is given up.",
+    ),
     key(
         "rebalance.prepare",
-        "true",
-        "`true` or `false`",
-        "Whether a rebalance recommendation saves what can be saved and marks the node.",
+        "node-and-save",
+        "`nothing`, `node` or `node-and-save`",
+        "What a rebalance recommendation leads to: it is only recorded; the node is kept from new pods and from voluntary disruption; that, and work is saved in case.",
     ),
     key(
         "rebalance.replace",
@@ -208,7 +228,7 @@ const KEYS: &[Key] = &[
     ),
     key(
         "rebalance.lapse",
-        "30m",
+        "1h",
         "a duration, 2m to 24h",
         "When all that is taken back, if no notice follows.",
     ),
@@ -309,7 +329,7 @@ fn require(program: Program, reader: &mut Reader) {
     for row in KEYS {
         let needed = match row.default {
             Preset::Is(_) | Preset::Absent => false,
-            Preset::Needed => true,
+            Preset::Needed => program != Program::Command,
             Preset::ForController => program == Program::Controller,
             Preset::ForAgent => program == Program::Agent,
         };
@@ -324,25 +344,18 @@ fn config(reader: &mut Reader) -> Config {
     Config {
         cluster: reader.value("cluster", String::new(), label),
         account: reader.optional("account", account),
-        mode: reader.value("mode", Mode::Observe, mode),
         namespace: reader.value("namespace", String::new(), label),
         nodes: Nodes { selector: reader.value("nodes.selector", String::new(), line) },
         kubernetes: Kubernetes { server: reader.optional("kubernetes.server", url) },
         queue: queue(reader),
         store: store(reader, &region),
-        karpenter: Karpenter {
-            mode: reader.value("karpenter.mode", KarpenterMode::Beside, karpenter),
-        },
-        hold: Hold { default: reader.value("hold.default", HoldMode::Always, hold) },
-        drain: drain(reader),
-        replacement: replacement(reader),
-        rebalance: rebalance(reader),
         lease: lease(reader),
         agent: agent(reader),
         admin: Admin {
             listen: reader.value("admin.listen", SocketAddr::from(([0, 0, 0, 0], 0)), parsed),
         },
         log: log(reader),
+        policy: policy(reader),
         region,
         warnings: Vec::new(),
     }
@@ -370,34 +383,43 @@ fn store(reader: &mut Reader, region: &str) -> Store {
     }
 }
 
-fn drain(reader: &mut Reader) -> Drain {
-    Drain {
+fn policy(reader: &mut Reader) -> Policy {
+    Policy {
+        mode: choice(reader, "mode", &MODES),
+        karpenter: choice(reader, "karpenter.mode", &KARPENTER),
+        hold: choice(reader, "hold.default", &HOLDS),
+        drain: drain(reader),
+        replacement: replacement(reader),
+        rebalance: rebalance(reader),
+    }
+}
+
+fn drain(reader: &mut Reader) -> DrainPolicy {
+    DrainPolicy {
         max_grace: reader.value("drain.maxGrace", Duration::ZERO, within("1s", "60s")),
         margin: reader.value("drain.margin", Duration::ZERO, within("1s", "30s")),
         sigterm_margin: reader.value("drain.sigtermMargin", Duration::ZERO, within("1s", "60s")),
         sharers_until: reader.value("drain.sharersUntil", NOTICE, within("2s", "120s")),
-        scope: reader.value("drain.others", DrainScope::Protected, |text| match text {
-            "true" => Some(DrainScope::All),
-            "false" => Some(DrainScope::Protected),
-            _ => None,
-        }),
+        others: choice(reader, "drain.others", &OTHERS),
     }
 }
 
-fn replacement(reader: &mut Reader) -> Replacement {
-    Replacement {
-        enabled: reader.value("replacement.enabled", false, parsed),
+fn replacement(reader: &mut Reader) -> ReplacementPolicy {
+    ReplacementPolicy {
+        asked: choice(reader, "replacement.enabled", &ASKED),
         max_in_flight: reader.value("replacement.maxInFlight", 1, number(1, 1000)),
         max_per_hour: reader.value("replacement.maxPerHour", 1, number(1, 10_000)),
-        on_demand_last: reader.value("replacement.onDemandLast", false, parsed),
+        on_demand_last: choice(reader, "replacement.onDemandLast", &ON_DEMAND),
         on_demand_max_nodes: reader.value("replacement.onDemandMaxNodes", 0, number(0, 1000)),
+        max_attempts: reader.value("replacement.maxAttempts", 1, number(1, 20)),
+        unused: reader.value("replacement.unused", NOTICE, within("1m", "24h")),
     }
 }
 
-fn rebalance(reader: &mut Reader) -> Rebalance {
-    Rebalance {
-        prepare: reader.value("rebalance.prepare", false, parsed),
-        replace: reader.value("rebalance.replace", false, parsed),
+fn rebalance(reader: &mut Reader) -> RebalancePolicy {
+    RebalancePolicy {
+        prepare: choice(reader, "rebalance.prepare", &PREPARE),
+        replace: choice(reader, "rebalance.replace", &ASKED),
         lapse: reader.value("rebalance.lapse", NOTICE, within("2m", "24h")),
     }
 }
@@ -435,11 +457,26 @@ fn log(reader: &mut Reader) -> Log {
 /// Faults of values that are right alone and wrong together.
 fn together(config: &Config) -> Vec<Fault> {
     let faults = [shares(config), visibility(config), renewal(config), in_flight(config)];
-    faults.into_iter().chain([slot(config), others(config)]).flatten().collect()
+    let faults = faults.into_iter().chain([slot(config), others(config)]).flatten();
+    let faults: Vec<Fault> = faults.collect();
+    if faults.is_empty() { rules_of_domain(config) } else { faults }
+}
+
+/// What the domain says about its own knobs, should it know more than the rules here.
+fn rules_of_domain(config: &Config) -> Vec<Fault> {
+    let faults = config.policy.faults().into_iter();
+    faults
+        .map(|fault| Fault::Together {
+            key: fault.key.to_owned(),
+            value: fault.value,
+            beside: "the rest of the policy".to_owned(),
+            allowed: fault.allowed,
+        })
+        .collect()
 }
 
 fn shares(config: &Config) -> Option<Fault> {
-    let drain = &config.drain;
+    let drain = &config.policy.drain;
     let least = drain.max_grace + drain.margin;
     (drain.sharers_until < least).then(|| Fault::Together {
         key: "drain.sharersUntil".to_owned(),
@@ -493,8 +530,8 @@ fn slot(config: &Config) -> Option<Fault> {
 }
 
 fn others(config: &Config) -> Option<Fault> {
-    let beside = config.karpenter.mode == KarpenterMode::Beside;
-    (beside && config.drain.scope == DrainScope::All).then(|| Fault::Together {
+    let beside = config.policy.karpenter == KarpenterMode::Beside;
+    (beside && config.policy.drain.others == Others::Drain).then(|| Fault::Together {
         key: "drain.others".to_owned(),
         value: "true".to_owned(),
         beside: "`karpenter.mode` beside".to_owned(),
@@ -502,28 +539,11 @@ fn others(config: &Config) -> Option<Fault> {
     })
 }
 
-fn mode(text: &str) -> Option<Mode> {
-    match text {
-        "protect" => Some(Mode::Protect),
-        "observe" => Some(Mode::Observe),
-        _ => None,
-    }
-}
-
-fn karpenter(text: &str) -> Option<KarpenterMode> {
-    match text {
-        "beside" => Some(KarpenterMode::Beside),
-        "none" => Some(KarpenterMode::None),
-        _ => None,
-    }
-}
-
-fn hold(text: &str) -> Option<HoldMode> {
-    match text {
-        "always" => Some(HoldMode::Always),
-        "on-signal" => Some(HoldMode::OnSignal),
-        _ => None,
-    }
+/// The value that stands beside the word; the first one in place of a faulty word.
+fn choice<T: Copy>(reader: &mut Reader, key: &str, choices: &[(&str, T)]) -> T {
+    let chosen =
+        |text: &str| choices.iter().find(|(word, _)| *word == text).map(|(_, value)| *value);
+    reader.value(key, choices[0].1, chosen)
 }
 
 fn account(text: &str) -> Option<String> {

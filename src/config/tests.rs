@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use lifeboat_domain::policy::Policy;
+
 use super::Config;
 use super::Faults;
 use super::Program;
@@ -46,7 +48,7 @@ fn refused(file: &str, expected: &[&str]) {
 fn the_least_is_enough_and_the_rest_has_defaults() {
     for program in [Program::Controller, Program::Agent, Program::Command] {
         let config = Config::parse(program, LEAST).unwrap();
-        assert_eq!(config.drain.max_grace, Duration::from_secs(15));
+        assert_eq!(config.policy(), &Policy::standard());
         assert_eq!(config.store.chunk, 32 << 20);
         assert_eq!(config.store.region, "eu-central-1");
         assert_eq!(config.warnings, Vec::<String>::new());
@@ -58,8 +60,8 @@ fn flags_win_over_the_environment_and_that_over_the_file() {
     let file = format!("{LEAST}\n[drain]\nmaxGrace = \"10s\"\nmargin = \"4s\"");
     let environment = [("LIFEBOAT_DRAIN_MAX_GRACE", "11s"), ("LIFEBOAT_DRAIN_MARGIN", "3s")];
     let config = load(&file, &environment, &[("drain.maxGrace", "12s")]).unwrap();
-    assert_eq!(config.drain.max_grace, Duration::from_secs(12));
-    assert_eq!(config.drain.margin, Duration::from_secs(3));
+    assert_eq!(config.policy().drain.max_grace, Duration::from_secs(12));
+    assert_eq!(config.policy().drain.margin, Duration::from_secs(3));
 }
 
 #[test]

@@ -85,6 +85,14 @@ pub struct Signal {
     /// Which of us heard it: the pod's name.
     #[schemars(length(max = 253))]
     pub heard_by: String,
+    /// What becomes of the instance, where that was said: `terminate`, `stop` or `hibernate`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 63))]
+    pub action: Option<String>,
+    /// The state that the instance changed to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 63))]
+    pub state: Option<String>,
     /// What else was said, for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 1024))]
@@ -158,8 +166,8 @@ pub struct Condition {
     pub last_transition_time: Timestamp,
 }
 
-/// What became of one protected pod: `save` and `release` are the agent's, `drain` the
-/// controller's.
+/// What became of one protected pod: `save`, `insurance`, `slices` and `release` are the agent's,
+/// `drain` the controller's.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Workload {
@@ -180,6 +188,13 @@ pub struct Workload {
     /// How far its checkpoint is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub save: Option<Save>,
+    /// The newest save that was made in case.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub insurance: Option<Save>,
+    /// The slices that it holds or held, where that is known: who shares one waits for the others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
+    pub slices: Option<Vec<HeldSlice>>,
     /// Whether its slice is free.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub release: Option<Release>,
@@ -238,6 +253,22 @@ pub struct Save {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 1024))]
     pub error: Option<String>,
+}
+
+/// A part of a GPU that a pod holds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct HeldSlice {
+    /// The device as NVML knows it, and the replica: `GPU-<uuid>::<n>`.
+    #[schemars(length(max = 253))]
+    pub device: String,
+    /// `whole`, `time-sliced`, `mps` or `mig`.
+    #[schemars(length(max = 63))]
+    pub kind: String,
+    /// The MIG profile, where it is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 63))]
+    pub profile: Option<String>,
 }
 
 /// That nothing of a pod is left on its slice.

@@ -65,9 +65,9 @@ async fn check_item(world: &World, item: &str, text: &str) {
     check(&ask(world, get(item, &token)).await.unwrap(), 200, text);
 }
 
-async fn announce(world: &World, seconds: i64) {
+fn announce(world: &World, seconds: u64) {
     let now = world.now();
-    let time = now + Duration::from_secs(u64::try_from(seconds).unwrap());
+    let time = now + Duration::from_secs(seconds);
     let notice = Notice { action: NoticeAction::Terminate, at: now, time, imds_from: Some(now) };
     world.update(|state| state.instances.announce(ID, notice));
 }
@@ -91,7 +91,7 @@ async fn nothing_is_told_without_a_living_token() {
     let token = token(&world).await;
     check(&ask(&world, get("meta-data/instance-id", "made-up")).await.unwrap(), 401, "");
     check(&ask(&world, get("meta-data/instance-id", &token)).await.unwrap(), 200, ID);
-    tokio::time::sleep(Duration::from_secs(60)).await;
+    tokio::time::sleep(Duration::from_mins(1)).await;
     check(&ask(&world, get("meta-data/instance-id", &token)).await.unwrap(), 401, "");
 }
 
@@ -117,7 +117,7 @@ async fn a_notice_is_an_empty_404_until_it_is_there() {
     let none = ask(&world, get("meta-data/spot/instance-action", &token)).await.unwrap();
     check(&none, 404, "");
     assert_eq!(none.headers()["connection"], "close");
-    announce(&world, 45).await;
+    announce(&world, 45);
     let text = r#"{"action":"terminate","time":"2026-11-22T12:00:45Z"}"#;
     check_item(&world, "meta-data/spot/instance-action", text).await;
     check_item(&world, "meta-data/spot/termination-time", "2026-11-22T12:00:45Z").await;
@@ -151,7 +151,7 @@ async fn a_hop_limit_looks_like_a_token_that_never_comes() {
     let world = world();
     let mode = ImdsMode::TokenNeverAnswers;
     world.update(|state| state.instances.get_mut(ID).unwrap().imds = mode);
-    let asked = tokio::time::timeout(Duration::from_secs(3600), ask(&world, put_token("60")));
+    let asked = tokio::time::timeout(Duration::from_hours(1), ask(&world, put_token("60")));
     assert!(asked.await.is_err());
     check(&ask(&world, get("meta-data/instance-id", "none")).await.unwrap(), 401, "");
 }

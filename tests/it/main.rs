@@ -3,6 +3,7 @@
 
 mod dependencies;
 mod documents;
+mod fake_nvml;
 mod imds_wire;
 mod kube_wire;
 mod kubelet_wire;

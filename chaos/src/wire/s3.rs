@@ -386,15 +386,12 @@ fn decoded(text: &str) -> String {
             (b'%', [high, low, ..]) => hex(*high).zip(hex(*low)),
             _ => None,
         };
-        match coded {
-            Some((high, low)) => {
-                bytes.push(high * 16 + low);
-                rest = &tail[2..];
-            }
-            None => {
-                bytes.push(*first);
-                rest = tail;
-            }
+        if let Some((high, low)) = coded {
+            bytes.push(high * 16 + low);
+            rest = &tail[2..];
+        } else {
+            bytes.push(*first);
+            rest = tail;
         }
     }
     String::from_utf8_lossy(&bytes).into_owned()

@@ -1,0 +1,255 @@
+//! Watches, folded into rows of our own.
+
+use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+use std::fmt::Debug;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::MutexGuard;
+use std::sync::PoisonError;
+use std::time::Duration;
+
+use futures::StreamExt;
+use kube::Api;
+use kube::runtime::watcher;
+use kube::runtime::watcher::Event;
+use tokio::sync::watch;
+
+use crate::adapters::cluster::ClusterError;
+use crate::adapters::cluster::objects::Kind;
+use crate::adapters::cluster::objects::Object;
+
+/// First pause after a watch broke; doubled up to [`PAUSE_MAX`], without jitter so that a simulated
+/// run is the same twice.
+const PAUSE_MIN: Duration = Duration::from_millis(200);
+/// Longest pause between two tries of a watch: short beside a window of two minutes.
+const PAUSE_MAX: Duration = Duration::from_secs(5);
+/// How long one watch request lives before it is opened again: a connection that died in silence is
+/// noticed no sooner, and kube's own 290 s would be longer than an interruption.
+const WATCH_SECONDS: u32 = 60;
+
+/// What we keep of one object.
+pub trait Row: Clone + Debug + Send + 'static {
+    /// The kind it is read from.
+    type Kind: Kind;
+    /// What it is found by; unique.
+    type Key: Clone + Debug + Ord + Send + 'static;
+
+    /// Reads a row out of an object; `None` for one that does not concern us.
+    fn read(object: &Object<Self::Kind>) -> Option<(Self::Key, Self)>;
+
+    /// What it is grouped by, as pods are by node.
+    fn group(&self) -> Option<&str>;
+}
+
+/// What a watch just told.
+#[derive(Debug)]
+pub enum Change<'a, R: Row> {
+    /// A row is new or different.
+    Put(&'a R::Key, &'a R),
+    /// A row is gone, and this is what it was.
+    Gone(&'a R::Key, &'a R),
+    /// The whole list has been read.
+    Synced,
+    /// The watch broke, and will be tried again.
+    Broken(&'a ClusterError),
+}
+
+/// The rows of one kind, shared between the watch that fills them and those who read.
+#[derive(Debug)]
+pub struct Rows<R: Row> {
+    table: Arc<Mutex<Table<R>>>,
+    synced: watch::Sender<bool>,
+}
+
+#[derive(Debug)]
+struct Table<R: Row> {
+    /// Each row with the generation of the list in which it was last seen.
+    rows: BTreeMap<R::Key, (u64, R)>,
+    groups: BTreeMap<String, BTreeSet<R::Key>>,
+    generation: u64,
+}
+
+impl<R: Row> Clone for Rows<R> {
+    fn clone(&self) -> Self {
+        Self { table: self.table.clone(), synced: self.synced.clone() }
+    }
+}
+
+impl<R: Row> Default for Rows<R> {
+    fn default() -> Self {
+        let table = Table { rows: BTreeMap::new(), groups: BTreeMap::new(), generation: 0 };
+        Self { table: Arc::new(Mutex::new(table)), synced: watch::Sender::new(false) }
+    }
+}
+
+impl<R: Row> Rows<R> {
+    /// One row.
+    pub fn row(&self, key: &R::Key) -> Option<R> {
+        self.table().rows.get(key).map(|(_, row)| row.clone())
+    }
+
+    /// The rows of one group, in the order of their keys.
+    pub fn group(&self, group: &str) -> Vec<R> {
+        let table = self.table();
+        let keys = table.groups.get(group).into_iter().flatten();
+        keys.filter_map(|key| table.rows.get(key)).map(|(_, row)| row.clone()).collect()
+    }
+
+    /// Every row, in the order of their keys.
+    pub fn all(&self) -> Vec<R> {
+        self.table().rows.values().map(|(_, row)| row.clone()).collect()
+    }
+
+    /// What `pick` makes of each row, without a copy of those it passes over.
+    pub fn select<T>(&self, mut pick: impl FnMut(&R) -> Option<T>) -> Vec<T> {
+        self.table().rows.values().filter_map(|(_, row)| pick(row)).collect()
+    }
+
+    /// Whether the list has been read once.
+    pub fn is_synced(&self) -> bool {
+        *self.synced.borrow()
+    }
+
+    /// Returns when the list has been read once.
+    pub async fn synced(&self) {
+        let mut synced = self.synced.subscribe();
+        // The sender lives as long as `self`, so the wait ends only by being true.
+        drop(synced.wait_for(|synced| *synced).await);
+    }
+
+    /// Follows the objects for ever, telling `on_change` of each change after it is in the rows.
+    pub async fn follow(
+        &self,
+        api: Api<Object<R::Kind>>,
+        selector: Selector,
+        mut on_change: impl FnMut(Change<'_, R>),
+    ) {
+        let path = <Object<R::Kind> as kube::Resource>::url_path(&(), None);
+        let mut events = pin!(watcher::watcher(api, selector.config()));
+        let mut pause = PAUSE_MIN;
+        while let Some(event) = events.next().await {
+            match event {
+                Ok(event) => {
+                    pause = PAUSE_MIN;
+                    self.fold(event, &mut on_change);
+                }
+                Err(error) => {
+                    on_change(Change::Broken(&watch_error(&path, error)));
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(PAUSE_MAX);
+                }
+            }
+        }
+    }
+
+    fn fold(&self, event: Event<Object<R::Kind>>, on_change: &mut impl FnMut(Change<'_, R>)) {
+        match event {
+            Event::Init => self.table().generation += 1,
+            Event::Apply(object) | Event::InitApply(object) => match R::read(&object) {
+                Some((key, row)) => {
+                    self.table().put(key.clone(), row.clone());
+                    on_change(Change::Put(&key, &row));
+                }
+                None => tracing::debug!(name = object.name(), "object passed over"),
+            },
+            Event::Delete(object) => {
+                let Some((key, _)) = R::read(&object) else { return };
+                let gone = self.table().remove(&key);
+                if let Some(row) = gone {
+                    on_change(Change::Gone(&key, &row));
+                }
+            }
+            Event::InitDone => {
+                let gone = self.table().sweep();
+                self.synced.send_replace(true);
+                for (key, row) in &gone {
+                    on_change(Change::Gone(key, row));
+                }
+                on_change(Change::Synced);
+            }
+        }
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table<R>> {
+        // Nothing that can panic runs under the lock, and a table is whole between any two lines.
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<R: Row> Table<R> {
+    fn put(&mut self, key: R::Key, row: R) {
+        self.ungroup(&key);
+        if let Some(group) = row.group() {
+            self.groups.entry(group.to_owned()).or_default().insert(key.clone());
+        }
+        self.rows.insert(key, (self.generation, row));
+    }
+
+    fn remove(&mut self, key: &R::Key) -> Option<R> {
+        self.ungroup(key);
+        self.rows.remove(key).map(|(_, row)| row)
+    }
+
+    fn ungroup(&mut self, key: &R::Key) {
+        let Some(group) = self.rows.get(key).and_then(|(_, row)| row.group()) else { return };
+        let group = group.to_owned();
+        if let Some(keys) = self.groups.get_mut(&group) {
+            keys.remove(key);
+            if keys.is_empty() {
+                self.groups.remove(&group);
+            }
+        }
+    }
+
+    /// Takes out what the last whole list did not name.
+    fn sweep(&mut self) -> Vec<(R::Key, R)> {
+        let generation = self.generation;
+        let stale = self.rows.iter().filter(|(_, (seen, _))| *seen < generation);
+        let stale: Vec<R::Key> = stale.map(|(key, _)| key.clone()).collect();
+        stale.into_iter().filter_map(|key| self.remove(&key).map(|row| (key, row))).collect()
+    }
+}
+
+/// Which objects a watch is about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Selector {
+    /// Every object of the kind.
+    All,
+    /// Those whose labels match.
+    Labels(String),
+    /// Those whose fields match, as a node's own pods, from the server's cache.
+    Fields(String),
+}
+
+impl Selector {
+    fn config(&self) -> watcher::Config {
+        let config = watcher::Config::default().page_size(100).timeout(WATCH_SECONDS);
+        match self {
+            Self::All => config,
+            Self::Labels(labels) if labels.is_empty() => config,
+            Self::Labels(labels) => config.labels(labels),
+            // A page size would make the server read from etcd instead of its cache.
+            Self::Fields(fields) => {
+                let unpaged = watcher::Config { page_size: None, ..watcher::Config::default() };
+                unpaged.timeout(WATCH_SECONDS).fields(fields).any_semantic()
+            }
+        }
+    }
+}
+
+fn watch_error(path: &str, error: watcher::Error) -> ClusterError {
+    match error {
+        watcher::Error::InitialListFailed(error)
+        | watcher::Error::WatchStartFailed(error)
+        | watcher::Error::WatchFailed(error) => ClusterError::from_client(path.to_owned(), error),
+        watcher::Error::WatchError(status) => {
+            ClusterError::from_client(path.to_owned(), kube::Error::Api(status))
+        }
+        watcher::Error::NoResourceVersion => ClusterError::Unreadable {
+            path: path.to_owned(),
+            source: serde::de::Error::missing_field("resourceVersion"),
+        },
+    }
+}
