@@ -1,6 +1,7 @@
 //! Puts the programs together: clients from the configuration, and the services over any clients.
 
 mod connect;
+mod reach;
 
 use std::sync::Arc;
 
@@ -16,6 +17,8 @@ pub use connect::ConnectError;
 pub use connect::bucket;
 pub use connect::kubernetes;
 pub use connect::queue;
+pub use reach::reach_agent;
+pub use reach::reach_controller;
 
 /// What the controller speaks to the world with. Tests hand in clients that end in simulators.
 #[derive(Clone)]
