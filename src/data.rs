@@ -1,5 +1,8 @@
 //! The data path: from a workload to durable objects and back.
 
+pub mod buffers;
+pub mod history;
 pub mod restore;
+pub mod ring;
 pub mod save;
 pub mod scheduler;

@@ -1,6 +1,7 @@
 //! The simulated world of Lifeboat: simulators on the wire, faults, scenarios, checkers, the demo.
 
 pub mod checkers;
+pub mod chronicle;
 pub mod demo;
 pub mod faults;
 pub mod processes;

@@ -1,7 +1,7 @@
 //! Wires on loopback for real processes, and wires handed to the real clients in virtual time.
 
-use std::io;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::time::Duration;
 
 use http_body_util::BodyExt;
@@ -10,8 +10,6 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioExecutor;
 use hyper_util::rt::TokioIo;
 use hyper_util::server::conn::auto;
-use tokio::net::TcpListener;
-use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::task::JoinSet;
@@ -22,6 +20,7 @@ use crate::wire::Wire;
 use crate::wire::call;
 
 mod clients;
+mod listener;
 
 pub use clients::REGION;
 pub use clients::bytes_service;
@@ -29,6 +28,9 @@ pub use clients::kube_client;
 pub use clients::s3_builder;
 pub use clients::s3_store;
 pub use clients::sqs_client;
+use listener::Address;
+use listener::Listener;
+use listener::Stream;
 
 /// Between two attempts to open a port again that another program took meanwhile.
 const REBIND: Duration = Duration::from_millis(50);
@@ -48,8 +50,34 @@ pub enum Door {
 #[derive(Debug)]
 pub struct Served {
     address: SocketAddr,
-    door: watch::Sender<Door>,
-    task: JoinHandle<()>,
+    server: Server,
+}
+
+/// A wire that is being served on a Unix socket; dropping it ends the server.
+#[derive(Debug)]
+pub struct ServedSocket {
+    server: Server,
+}
+
+/// Serves a wire on a free port of loopback, HTTP/1.1 and HTTP/2 by prior knowledge.
+pub async fn serve(wire: Wire) -> std::io::Result<Served> {
+    serve_at(wire, SocketAddr::from(([127, 0, 0, 1], 0))).await
+}
+
+/// Serves a wire on one address.
+pub async fn serve_at(wire: Wire, address: SocketAddr) -> std::io::Result<Served> {
+    let listener = Listener::bind(&Address::Port(address)).await?;
+    let address = listener.port()?;
+    Ok(Served { address, server: Server::start(wire, listener, Address::Port(address)) })
+}
+
+/// Serves a wire on a Unix socket, whose folder is made and whose old file is replaced.
+///
+/// The path may be longer than the 107 bytes that a socket's address holds.
+pub async fn serve_socket(wire: Wire, path: &Path) -> std::io::Result<ServedSocket> {
+    let address = Address::Socket(path.to_owned());
+    let listener = Listener::bind(&address).await?;
+    Ok(ServedSocket { server: Server::start(wire, listener, address) })
 }
 
 impl Served {
@@ -63,49 +91,53 @@ impl Served {
         format!("http://{}", self.address)
     }
 
-    /// Opens, closes or silences it; connections of another mode are broken at once.
+    /// Opens, closes or silences it; connections that were open before are broken at once.
     pub fn set(&self, door: Door) {
-        self.door.send_replace(door);
+        self.server.door.send_replace(door);
     }
 }
 
-impl Drop for Served {
+impl ServedSocket {
+    /// Opens, closes or silences it; connections that were open before are broken at once.
+    pub fn set(&self, door: Door) {
+        self.server.door.send_replace(door);
+    }
+}
+
+#[derive(Debug)]
+struct Server {
+    door: watch::Sender<Door>,
+    task: JoinHandle<()>,
+}
+
+impl Server {
+    fn start(wire: Wire, listener: Listener, address: Address) -> Self {
+        let (door, seen) = watch::channel(Door::Open);
+        Self { door, task: tokio::spawn(run(wire, listener, address, seen)) }
+    }
+}
+
+impl Drop for Server {
     fn drop(&mut self) {
         self.task.abort();
     }
 }
 
-/// Serves a wire on a free port of loopback, HTTP/1.1 and HTTP/2 by prior knowledge.
-pub async fn serve(wire: Wire) -> io::Result<Served> {
-    serve_at(wire, SocketAddr::from(([127, 0, 0, 1], 0))).await
-}
-
-/// Serves a wire on one address.
-pub async fn serve_at(wire: Wire, address: SocketAddr) -> io::Result<Served> {
-    let listener = TcpListener::bind(address).await?;
-    let address = listener.local_addr()?;
-    let (door, seen) = watch::channel(Door::Open);
-    let task = tokio::spawn(run(wire, listener, seen));
-    Ok(Served { address, door, task })
-}
-
-async fn run(wire: Wire, listener: TcpListener, mut door: watch::Receiver<Door>) {
-    let Ok(address) = listener.local_addr() else { return };
+async fn run(wire: Wire, listener: Listener, address: Address, mut door: watch::Receiver<Door>) {
     let mut listener = Some(listener);
     loop {
         let now = *door.borrow_and_update();
         match (now, listener.take()) {
             (Door::Closed, _) => {
+                address.remove();
                 if door.changed().await.is_err() {
                     return;
                 }
             }
-            (Door::Open | Door::Silent, None) => {
-                listener = TcpListener::bind(address).await.ok();
-                if listener.is_none() {
-                    tokio::time::sleep(REBIND).await;
-                }
-            }
+            (Door::Open | Door::Silent, None) => match Listener::bind(&address).await {
+                Ok(bound) => listener = Some(bound),
+                Err(_) => tokio::time::sleep(REBIND).await,
+            },
             (Door::Open | Door::Silent, Some(open)) => {
                 if accept(&wire, &open, &mut door).await.is_err() {
                     return;
@@ -119,7 +151,7 @@ async fn run(wire: Wire, listener: TcpListener, mut door: watch::Receiver<Door>)
 /// Takes connections until the door moves; those it took are broken then.
 async fn accept(
     wire: &Wire,
-    listener: &TcpListener,
+    listener: &Listener,
     door: &mut watch::Receiver<Door>,
 ) -> Result<(), watch::error::RecvError> {
     let silent = *door.borrow() == Door::Silent;
@@ -131,20 +163,17 @@ async fn accept(
             moved = door.changed() => return moved,
             Some(_) = connections.join_next() => (),
             taken = listener.accept() => match taken {
-                Ok((stream, _)) if silent => held.push(stream),
-                Ok((stream, _)) => drop(connections.spawn(connection(wire.clone(), stream))),
+                Ok(stream) if silent => held.push(stream),
+                Ok(stream) => drop(connections.spawn(connection(wire.clone(), stream))),
                 Err(_) => tokio::task::yield_now().await,
             },
         }
     }
 }
 
-async fn connection(wire: Wire, stream: TcpStream) {
+async fn connection(wire: Wire, stream: Stream) {
     let service = service_fn(move |request| respond(wire.clone(), request));
     let server = auto::Builder::new(TokioExecutor::new());
-    if stream.set_nodelay(true).is_err() {
-        return;
-    }
     if let Err(error) = server.serve_connection(TokioIo::new(stream), service).await {
         tracing::debug!(%error, "connection broken");
     }

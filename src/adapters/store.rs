@@ -1,1 +1,276 @@
-//! (to be written)
+//! The bucket: chunks that never change, and manifests that are only ever created.
+//!
+//! Every call is bounded by what is left until its deadline, and tried again only by
+//! [`retry::until`](crate::retry::until); the client beneath has its own retries off.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use backon::BackoffBuilder;
+use backon::ExponentialBuilder;
+use bytes::Bytes;
+use futures::TryStreamExt;
+use lifeboat_checkpoint::chunk::Chunk;
+use lifeboat_checkpoint::chunk::ChunkError;
+use lifeboat_domain::deadline::Deadline;
+use object_store::ObjectStore;
+use object_store::ObjectStoreExt;
+use object_store::PutMode;
+use object_store::PutOptions;
+use object_store::path::Path;
+
+use crate::clock::Clock;
+use crate::error::Class;
+use crate::error::Classify;
+use crate::offload::Offload;
+use crate::retry;
+
+/// How long one request may hang before it is given up and tried again.
+///
+/// Doubled at each attempt, so that a slow wire is not mistaken for a dead one for ever.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Most bytes of a manifest that we read.
+pub const MANIFEST_MAX: u64 = 64 << 20;
+
+/// Most names that one listing returns.
+const NAMES_MAX: usize = 100_000;
+
+/// Bytes above which hashing leaves the async thread.
+const INLINE_MAX: usize = 1 << 20;
+
+/// A bucket, reached through object_store.
+#[derive(Clone, Debug)]
+pub struct Store {
+    bucket: Arc<dyn ObjectStore>,
+    clock: Clock,
+    offload: Offload,
+}
+
+/// What became of a conditional create.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Create {
+    /// The object is there, with our bytes.
+    Created,
+    /// Somebody else's object is there; these are its bytes.
+    AlreadyExists(Bytes),
+}
+
+/// Why an object was not stored or read.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The bucket did not answer before the deadline, or the attempt's share of it.
+    #[error("object `{path}` was not answered for in time")]
+    Late {
+        /// The object.
+        path: Path,
+    },
+    /// The bucket could not be reached, or answered that it may be asked again.
+    #[error("object `{path}` was not reached")]
+    Unreached {
+        /// The object.
+        path: Path,
+        /// What the client said.
+        source: object_store::Error,
+    },
+    /// The bucket said no, and will say so again.
+    #[error("object `{path}` is refused")]
+    Refused {
+        /// The object.
+        path: Path,
+        /// What the client said.
+        source: object_store::Error,
+    },
+    /// There is no such object.
+    #[error("object `{path}` is not there")]
+    Missing {
+        /// The object.
+        path: Path,
+    },
+    /// The object holds more bytes than it may.
+    #[error("object `{path}` holds {found} bytes, and may hold {allowed}")]
+    Size {
+        /// The object.
+        path: Path,
+        /// Bytes it holds.
+        found: u64,
+        /// Bytes it may hold at most.
+        allowed: u64,
+    },
+    /// The bytes are not those that the name promises.
+    #[error("object `{path}` holds other bytes than its name says")]
+    Corrupt {
+        /// The object.
+        path: Path,
+        /// What was found.
+        source: ChunkError,
+    },
+}
+
+impl Classify for StoreError {
+    fn class(&self) -> Class {
+        match self {
+            Self::Late { .. } | Self::Unreached { .. } => Class::Transient,
+            Self::Refused { .. }
+            | Self::Missing { .. }
+            | Self::Size { .. }
+            | Self::Corrupt { .. } => Class::Permanent,
+        }
+    }
+
+    fn label(&self) -> &'static str {
+        match self {
+            Self::Late { .. } => "late",
+            Self::Unreached { .. } => "unreached",
+            Self::Refused { .. } => "refused",
+            Self::Missing { .. } => "missing",
+            Self::Size { .. } => "size",
+            Self::Corrupt { .. } => "corrupt",
+        }
+    }
+}
+
+impl Store {
+    /// A store over any object_store client.
+    pub fn new(bucket: Arc<dyn ObjectStore>, clock: Clock, offload: Offload) -> Self {
+        Self { bucket, clock, offload }
+    }
+
+    /// Puts an object whose name follows from its content, so that writing it twice is no fault.
+    pub async fn put(&self, path: &Path, bytes: &Bytes, by: Deadline) -> Result<(), StoreError> {
+        self.until(path, by, async || {
+            let payload = bytes.clone().into();
+            self.bucket.put(path, payload).await.map_err(|source| refusal(path, source))?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// Creates an object if there is none.
+    ///
+    /// An answer that was lost is told from a lost race by reading what is there: equal bytes are
+    /// ours, so the bytes must name their writer.
+    pub async fn create(
+        &self,
+        path: &Path,
+        bytes: &Bytes,
+        by: Deadline,
+    ) -> Result<Create, StoreError> {
+        self.until(path, by, async || {
+            let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
+            match self.bucket.put_opts(path, bytes.clone().into(), options).await {
+                Ok(_) => Ok(Create::Created),
+                Err(object_store::Error::AlreadyExists { path: _, source }) => {
+                    self.compare(path, bytes, source).await
+                }
+                Err(source) => Err(refusal(path, source)),
+            }
+        })
+        .await
+    }
+
+    /// Reads an object of at most `limit` bytes.
+    pub async fn read(&self, path: &Path, limit: u64, by: Deadline) -> Result<Bytes, StoreError> {
+        self.until(path, by, async || self.read_once(path, limit).await).await
+    }
+
+    /// Reads a chunk that is stored under its hash, and checks that it is what it should be.
+    pub async fn read_chunk(
+        &self,
+        path: &Path,
+        chunk: Chunk,
+        by: Deadline,
+    ) -> Result<Bytes, StoreError> {
+        let bytes = self.read(path, chunk.bytes, by).await?;
+        let checked = bytes.clone();
+        let verify = move || chunk.verify(&checked);
+        let verified =
+            if bytes.len() <= INLINE_MAX { verify() } else { self.offload.run(verify).await };
+        verified.map_err(|source| StoreError::Corrupt { path: path.clone(), source })?;
+        Ok(bytes)
+    }
+
+    /// Names all objects below a folder, at most a hundred thousand, in order.
+    pub async fn names(&self, folder: &Path, by: Deadline) -> Result<Vec<Path>, StoreError> {
+        self.until(folder, by, async || {
+            let mut names = Vec::new();
+            let mut listing = self.bucket.list(Some(folder));
+            while names.len() < NAMES_MAX {
+                let next = listing.try_next().await.map_err(|source| refusal(folder, source))?;
+                let Some(object) = next else { break };
+                names.push(object.location);
+            }
+            names.sort();
+            Ok(names)
+        })
+        .await
+    }
+
+    async fn read_once(&self, path: &Path, limit: u64) -> Result<Bytes, StoreError> {
+        let found = self.bucket.get(path).await.map_err(|source| refusal(path, source))?;
+        if found.meta.size > limit {
+            let (path, found) = (path.clone(), found.meta.size);
+            return Err(StoreError::Size { path, found, allowed: limit });
+        }
+        found.bytes().await.map_err(|source| refusal(path, source))
+    }
+
+    /// Whose object is there: ours, whose answer was lost, or another's?
+    ///
+    /// S3 also answers 409 while another create is under way, and then there may be none yet.
+    async fn compare(
+        &self,
+        path: &Path,
+        ours: &Bytes,
+        source: Box<dyn std::error::Error + Send + Sync>,
+    ) -> Result<Create, StoreError> {
+        match self.read_once(path, MANIFEST_MAX).await {
+            Ok(found) if found == *ours => Ok(Create::Created),
+            Ok(found) => Ok(Create::AlreadyExists(found)),
+            Err(StoreError::Missing { path }) => {
+                let source = object_store::Error::AlreadyExists { path: path.to_string(), source };
+                Err(StoreError::Unreached { path, source })
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn until<T>(
+        &self,
+        path: &Path,
+        by: Deadline,
+        mut attempt: impl AsyncFnMut() -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        let mut patience = PATIENCE;
+        retry::until(by, pauses(), &self.clock, async || {
+            let within = patience.min(by.left(self.clock.now()));
+            patience *= 2;
+            match tokio::time::timeout(within, attempt()).await {
+                Ok(answer) => answer,
+                Err(_elapsed) => Err(StoreError::Late { path: path.clone() }),
+            }
+        })
+        .await
+    }
+}
+
+fn pauses() -> impl Iterator<Item = Duration> {
+    ExponentialBuilder::default()
+        .with_min_delay(Duration::from_millis(50))
+        .with_max_delay(Duration::from_secs(2))
+        .with_factor(2.0)
+        .without_max_times()
+        .build()
+}
+
+fn refusal(path: &Path, source: object_store::Error) -> StoreError {
+    use object_store::Error;
+    let path = path.clone();
+    match source {
+        Error::NotFound { .. } => StoreError::Missing { path },
+        Error::Generic { .. } | Error::AlreadyExists { .. } | Error::JoinError { .. } => {
+            StoreError::Unreached { path, source }
+        }
+        _ => StoreError::Refused { path, source },
+    }
+}

@@ -1,1 +1,229 @@
-//! (to be written)
+//! The protected workloads of a node: their sockets, their saves and their restores.
+//!
+//! [`Workloads`] is the handle that the agent's loop holds; [`Driver`] is the one task that does
+//! the work. Dropping the driver ends all of it.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use lifeboat_domain::budget;
+use lifeboat_domain::budget::Rate;
+use lifeboat_domain::ids::PodRef;
+use lifeboat_domain::ids::PodUid;
+use lifeboat_domain::ids::Step;
+use lifeboat_domain::node::facts::Asked;
+use lifeboat_domain::node::facts::Quiet;
+use lifeboat_domain::node::facts::Restore;
+use lifeboat_domain::node::facts::Session;
+use lifeboat_domain::node::plan::Notice;
+use lifeboat_domain::workload::Checkpoint;
+use lifeboat_domain::workload::Proof;
+use lifeboat_domain::workload::Stored;
+use lifeboat_domain::workload::Wishes;
+use tokio::net::UnixListener;
+use tokio::sync::mpsc;
+use tokio::sync::watch;
+use tracing::error;
+
+use crate::adapters::store::Store;
+use crate::clock::Clock;
+use crate::data::scheduler::Direction;
+use crate::data::scheduler::Scheduler;
+use crate::offload::Offload;
+
+/// Orders that may wait to be taken up.
+const ORDERS_MAX: usize = 4096;
+
+/// Who this agent is, for the manifests it writes.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// The cluster.
+    pub cluster: String,
+    /// The node.
+    pub node: String,
+    /// Its EC2 instance, where known.
+    pub instance: Option<String>,
+    /// What every path in the bucket begins with.
+    pub prefix: String,
+    /// Bytes of a chunk, which is also what a slot of a ring holds.
+    pub chunk: u64,
+    /// Bytes read and not yet stored, at most: so many are kept warm.
+    pub in_flight: u64,
+}
+
+/// What the registry works with.
+#[derive(Clone, Debug)]
+pub struct Means {
+    /// The bucket.
+    pub store: Store,
+    /// Whose bytes are moved next.
+    pub scheduler: Scheduler,
+    /// The time.
+    pub clock: Clock,
+    /// Where hashing runs.
+    pub offload: Offload,
+    /// Who this agent is.
+    pub place: Place,
+}
+
+/// A pod whose socket is there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodEntry {
+    /// The pod.
+    pub pod: PodRef,
+    /// What its annotations ask for.
+    pub wishes: Wishes,
+    /// `terminationGracePeriodSeconds`.
+    pub grace: Duration,
+    /// `spec.priority`.
+    pub pod_priority: i32,
+}
+
+/// What is known of one pod's workload.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Known {
+    /// The pod.
+    pub pod: PodRef,
+    /// Whether it can be asked.
+    pub session: Session,
+    /// What it was last asked.
+    pub asked: Asked,
+    /// How far its saving is.
+    pub checkpoint: Checkpoint,
+    /// The newest save that was made in case.
+    pub insurance: Option<Stored>,
+    /// How many bytes a save of it takes.
+    pub size: Option<u64>,
+    /// Whether it does anything.
+    pub quiet: Quiet,
+    /// When its SDK saw SIGTERM.
+    pub terminating: Option<Timestamp>,
+    /// Whether it waits in `restore()`. Which proof there is, others know.
+    pub restore: Restore,
+    /// Its processes, as the node numbers them.
+    pub pids: BTreeSet<u32>,
+    /// Steps completed, as it last said.
+    pub step: Option<Step>,
+}
+
+/// The registry of the node's workloads. Clones share it.
+#[derive(Clone, Debug)]
+pub struct Workloads {
+    orders: mpsc::Sender<Order>,
+    known: watch::Receiver<Arc<Vec<Known>>>,
+    scheduler: Scheduler,
+}
+
+/// Does the work of the registry, for as long as it is run.
+#[derive(Debug)]
+pub struct Driver {
+    orders: mpsc::Receiver<Order>,
+    known: watch::Sender<Arc<Vec<Known>>>,
+    means: Means,
+}
+
+/// What the registry is told to do.
+#[derive(Debug)]
+enum Order {
+    Publish(PodEntry, UnixListener),
+    Update(PodEntry),
+    Unpublish(PodUid),
+    Ask(PodUid, Notice),
+    Save(PodUid),
+    CallOff(PodUid),
+    AllowRestore(PodUid, Proof),
+}
+
+/// An empty registry, and what drives it.
+pub fn registry(means: Means) -> (Workloads, Driver) {
+    let (tell, orders) = mpsc::channel(ORDERS_MAX);
+    let (publish, known) = watch::channel(Arc::default());
+    let scheduler = means.scheduler.clone();
+    (Workloads { orders: tell, known, scheduler }, Driver { orders, known: publish, means })
+}
+
+impl Workloads {
+    /// Serves a pod on its socket; of a pod that is served already, it takes the new socket.
+    pub fn publish(&self, entry: PodEntry, listener: UnixListener) {
+        self.order(Order::Publish(entry, listener));
+    }
+
+    /// Takes in what is now known of a pod.
+    pub fn update(&self, entry: PodEntry) {
+        self.order(Order::Update(entry));
+    }
+
+    /// Ends the service of a pod: kubelet says that its containers have ended.
+    pub fn unpublish(&self, uid: &PodUid) {
+        self.order(Order::Unpublish(uid.clone()));
+    }
+
+    /// Tells a workload to hand its state over at its next safe point.
+    ///
+    /// Asked again, it is told a tighter deadline or a graver purpose.
+    pub fn ask(&self, uid: &PodUid, notice: Notice) {
+        self.order(Order::Ask(uid.clone(), notice));
+    }
+
+    /// Stores what a workload hands over.
+    pub fn save(&self, uid: &PodUid) {
+        self.order(Order::Save(uid.clone()));
+    }
+
+    /// Tells a workload to go on, and forgets what it handed over.
+    pub fn call_off(&self, uid: &PodUid) {
+        self.order(Order::CallOff(uid.clone()));
+    }
+
+    /// Lets the `restore()` of a pod return: its predecessor has ended.
+    pub fn allow_restore(&self, uid: &PodUid, proof: Proof) {
+        self.order(Order::AllowRestore(uid.clone(), proof));
+    }
+
+    /// What is known of every pod that is served, in the order of UIDs.
+    pub fn workloads(&self) -> Vec<Known> {
+        let mut known = self.known.borrow().as_ref().clone();
+        for one in &mut known {
+            if let Checkpoint::Saving { stored, total, .. } = &mut one.checkpoint
+                && let Some(moved) = self.scheduler.moved(&one.pod.uid, Direction::Save)
+            {
+                (*stored, *total) = (moved.done, Some(moved.total));
+            }
+        }
+        known
+    }
+
+    /// How fast the node stores.
+    pub fn rate(&self) -> Rate {
+        self.scheduler.rate()
+    }
+
+    /// What to expect of every save under way.
+    pub fn outlook(&self, now: Timestamp) -> Vec<budget::Turn> {
+        self.scheduler.outlook(now)
+    }
+
+    /// Returns when something other than the number of stored bytes has changed since this handle
+    /// last returned from here.
+    pub async fn changed(&mut self) {
+        if self.known.changed().await.is_err() {
+            // The driver is gone, so nothing will change any more.
+            std::future::pending::<()>().await;
+        }
+    }
+
+    fn order(&self, order: Order) {
+        if let Err(refused) = self.orders.try_send(order) {
+            error!(error = %refused, "order to the workloads' registry lost");
+        }
+    }
+}
+
+impl Driver {
+    /// Works until it is dropped.
+    pub async fn run(self) {
+        std::future::pending::<()>().await;
+    }
+}

@@ -1,0 +1,246 @@
+//! What happens to the program, as lines for people and as values for those who want them.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use lifeboat_protocol::frame;
+use lifeboat_protocol::frame::Cause;
+use lifeboat_protocol::frame::Deadline;
+
+use crate::boottime::Moment;
+
+/// Whoever is told of events. Called from the boat's own threads too.
+pub type Observer = Arc<dyn Fn(&Event) + Send + Sync>;
+
+/// Something that happened. Its text is the line that is logged.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum Event {
+    /// The agent answered.
+    Connected {
+        /// Its name and version.
+        agent: String,
+    },
+    /// Nobody answers at the socket; it is tried again in the background.
+    NoAgent {
+        /// Where, and why not.
+        reason: String,
+    },
+    /// The agent went away; it is tried again in the background.
+    AgentLost,
+    /// Another life of this job is being ended; `restore` waits for it.
+    Successor {
+        /// Who that is.
+        holder: String,
+    },
+    /// The node's or the program's end is near, or may be.
+    Noticed(Notice),
+    /// State is wanted, at the next safe point or at a step agreed on.
+    Asked {
+        /// Why.
+        cause: Cause,
+        /// How much time there is.
+        left: Option<Duration>,
+    },
+    /// The program stands still.
+    Parked {
+        /// Steps completed, if any.
+        step: Option<u64>,
+        /// Why, in words.
+        reason: String,
+    },
+    /// All of the state is the agent's.
+    HandedOver {
+        /// Steps completed in it.
+        step: u64,
+        /// Its size, of this rank.
+        bytes: u64,
+        /// How long it took.
+        took: Duration,
+    },
+    /// The state is committed.
+    Durable {
+        /// Steps completed in it.
+        step: u64,
+        /// Its epoch.
+        epoch: u64,
+        /// Its size, over all ranks.
+        bytes: u64,
+        /// Since the notice.
+        took: Duration,
+        /// To the deadline, if there is one; negative past it.
+        spare_seconds: Option<i64>,
+    },
+    /// The state is not committed.
+    NotSaved {
+        /// Why.
+        reason: String,
+    },
+    /// The program goes on.
+    GoesOn {
+        /// Why.
+        reason: String,
+    },
+    /// State is being read.
+    Reading {
+        /// Its epoch.
+        epoch: u64,
+        /// Steps completed in it.
+        step: u64,
+        /// Its size, of this rank.
+        bytes: u64,
+    },
+    /// `restore` waits.
+    Waiting {
+        /// For what.
+        reason: String,
+    },
+    /// `restore` returns with state.
+    Resumed {
+        /// The epoch that was claimed.
+        epoch: u64,
+        /// Steps completed.
+        step: u64,
+        /// What proved that the old life is over.
+        proof: String,
+    },
+    /// `restore` returns without.
+    NothingToRestore {
+        /// Why.
+        reason: String,
+    },
+    /// SIGTERM came.
+    Terminating,
+    /// The program ends.
+    Exiting {
+        /// Its exit code.
+        code: i32,
+        /// Why now.
+        reason: String,
+    },
+    /// The end of the work is stored.
+    Finished,
+}
+
+/// That the node's or the program's end is near, or may be.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Notice {
+    /// Why.
+    pub cause: Cause,
+    /// In words.
+    pub text: String,
+    deadline: Option<Deadline>,
+}
+
+impl Notice {
+    /// How much time is left; none for advice. It may only become less.
+    pub fn remaining(&self) -> Option<Duration> {
+        self.deadline.map(|deadline| Moment::from(deadline).left())
+    }
+}
+
+impl From<frame::Notice> for Notice {
+    fn from(notice: frame::Notice) -> Self {
+        Self { cause: notice.cause, text: notice.text, deadline: notice.deadline }
+    }
+}
+
+impl fmt::Display for Event {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Connected { agent } => write!(to, "protected by {agent}"),
+            Self::NoAgent { reason } => write!(
+                to,
+                "WARNING: no agent: {reason}. This program is NOT PROTECTED until one answers"
+            ),
+            Self::AgentLost => write!(to, "agent went away, trying again"),
+            Self::Successor { holder } => write!(to, "takes over from {holder}"),
+            Self::Noticed(notice) => write!(to, "notice: {}", notice.text),
+            Self::Asked { cause, left } => asked(to, *cause, *left),
+            Self::Parked { step: Some(step), reason } => {
+                write!(to, "parked at step {step}: {reason}")
+            }
+            Self::Parked { step: None, reason } => write!(to, "parked: {reason}"),
+            Self::HandedOver { step, bytes, took } => {
+                let (size, seconds) = (Size(*bytes), took.as_secs_f64());
+                write!(to, "step {step} handed over, {size} in {seconds:.1} s")
+            }
+            Self::Durable { step, took, spare_seconds, .. } => {
+                durable(to, *step, *took, *spare_seconds)
+            }
+            Self::NotSaved { reason } => write!(to, "state was not saved: {reason}"),
+            Self::GoesOn { reason } => write!(to, "goes on: {reason}"),
+            Self::Reading { epoch, step, bytes } => {
+                write!(to, "reading step {step}, epoch {epoch}, {}", Size(*bytes))
+            }
+            Self::Waiting { reason } => write!(to, "restore waits: {reason}"),
+            Self::Resumed { step, proof, .. } => write!(to, "goes on at step {step}: {proof}"),
+            Self::NothingToRestore { reason } => write!(to, "nothing to restore: {reason}"),
+            Self::Terminating => write!(to, "told to end"),
+            Self::Exiting { code, reason } => write!(to, "ends with exit code {code}: {reason}"),
+            Self::Finished => write!(to, "finished, nothing will be resumed"),
+        }
+    }
+}
+
+fn asked(to: &mut fmt::Formatter<'_>, cause: Cause, left: Option<Duration>) -> fmt::Result {
+    let why = match cause {
+        Cause::Interruption => "the Spot instance will be taken",
+        Cause::Rebalance => "the Spot instance may be taken",
+        Cause::Maintenance => "the machine will be worked on",
+        Cause::Ending => "the pod is being ended",
+        Cause::Asked => "the program asked",
+        Cause::Background => "a copy in the background is due",
+        Cause::Unknown => "the agent asks for it",
+    };
+    match left {
+        Some(left) => write!(to, "saving at the next safe point: {why}, {} s left", left.as_secs()),
+        None => write!(to, "saving at the next safe point: {why}"),
+    }
+}
+
+fn durable(
+    to: &mut fmt::Formatter<'_>,
+    step: u64,
+    took: Duration,
+    spare_seconds: Option<i64>,
+) -> fmt::Result {
+    write!(to, "step {step} durable at T+{} s", took.as_secs())?;
+    match spare_seconds {
+        Some(spare) if spare >= 0 => write!(to, ", {spare} s to spare"),
+        Some(spare) => write!(to, ", {} s late", spare.unsigned_abs()),
+        None => Ok(()),
+    }
+}
+
+/// Bytes as people write them.
+struct Size(u64);
+
+impl fmt::Display for Size {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            bytes @ 0..1024 => write!(to, "{bytes} bytes"),
+            bytes @ 1024..1_048_576 => write!(to, "{} KiB", bytes >> 10),
+            bytes @ 1_048_576..10_737_418_240 => write!(to, "{} MiB", bytes >> 20),
+            bytes => write!(to, "{} GiB", bytes >> 30),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_durable_step_reads_as_people_want_it() {
+        let event = Event::Durable {
+            step: 8412,
+            epoch: 2,
+            bytes: 1 << 30,
+            took: Duration::from_millis(38_400),
+            spare_seconds: Some(82),
+        };
+        assert_eq!(event.to_string(), "step 8412 durable at T+38 s, 82 s to spare");
+    }
+}
