@@ -206,9 +206,10 @@ impl Sender {
 
     fn instances(self, detail: &Value) -> Result<Vec<InstanceId>, EventError> {
         let named: Vec<&str> = match self {
-            Self::Interruption | Self::Rebalance | Self::StateChange | Self::CapacityReservation => {
-                detail["instance-id"].as_str().into_iter().collect()
-            }
+            Self::Interruption
+            | Self::Rebalance
+            | Self::StateChange
+            | Self::CapacityReservation => detail["instance-id"].as_str().into_iter().collect(),
             Self::Health => {
                 let entities = detail["affectedEntities"].as_array().into_iter().flatten();
                 entities.filter_map(|entity| entity["entityValue"].as_str()).collect()
@@ -423,10 +424,7 @@ mod tests {
     #[test]
     fn what_announces_nothing_is_not_ours() {
         let state = json!({"instance-id": INSTANCE, "state": "running"});
-        check_not_ours(
-            &of("EC2 Instance State-change Notification", state),
-            NotOurs::NothingToDo,
-        );
+        check_not_ours(&of("EC2 Instance State-change Notification", state), NotOurs::NothingToDo);
         let mut issue = health();
         issue["detail"]["eventTypeCategory"] = json!("issue");
         check_not_ours(&issue, NotOurs::NothingToDo);

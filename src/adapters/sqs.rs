@@ -144,10 +144,12 @@ impl Queue {
             "NonExistentQueue" | "QueueDoesNotExist" => {
                 QueueError::NoQueue { url, source: error.into() }
             }
-            "AccessDenied" | "AccessDeniedException" | "InvalidClientTokenId"
-            | "UnrecognizedClientException" | "InvalidSecurity" | "SignatureDoesNotMatch" => {
-                QueueError::Forbidden { url, source: error.into() }
-            }
+            "AccessDenied"
+            | "AccessDeniedException"
+            | "InvalidClientTokenId"
+            | "UnrecognizedClientException"
+            | "InvalidSecurity"
+            | "SignatureDoesNotMatch" => QueueError::Forbidden { url, source: error.into() },
             "ReceiptHandleIsInvalid" | "MessageNotInflight" | "InvalidParameterValue" => {
                 QueueError::Stale(error.into())
             }

@@ -87,7 +87,12 @@ impl Row for InterruptionRow {
             zone: text("zone"),
             instance_type: spec["instanceType"].as_str().map(str::to_owned),
             signals: convert::signals_from_wire(signals.values()),
-            keys: spec["signals"].as_object().into_iter().flatten().map(|(key, _)| key.clone()).collect(),
+            keys: spec["signals"]
+                .as_object()
+                .into_iter()
+                .flatten()
+                .map(|(key, _)| key.clone())
+                .collect(),
             status: status(&object.status),
             created_at: object.created_at(),
         };

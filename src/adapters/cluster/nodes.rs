@@ -219,10 +219,7 @@ pub async fn mark_at_risk(
 }
 
 /// Blocks Karpenter's voluntary disruption of a node, unless somebody else has.
-pub async fn block_disruption(
-    cluster: &Cluster,
-    known: &NodeRow,
-) -> Result<Patched, ClusterError> {
+pub async fn block_disruption(cluster: &Cluster, known: &NodeRow) -> Result<Patched, ClusterError> {
     guarded(cluster, known, block_patch).await
 }
 
@@ -282,8 +279,7 @@ fn at_risk_patch(row: &NodeRow, until: Timestamp) -> Option<Vec<Value>> {
     if row.taint(our::AT_RISK) == Some(&value) {
         return None;
     }
-    let taint =
-        json!({"key": our::AT_RISK, "value": value, "effect": "PreferNoSchedule"});
+    let taint = json!({"key": our::AT_RISK, "value": value, "effect": "PreferNoSchedule"});
     Some(taints_patch(row, |key| key == our::AT_RISK, Some(taint)))
 }
 
@@ -296,10 +292,7 @@ fn block_patch(row: &NodeRow) -> Option<Vec<Value>> {
     if row.annotations.is_some() {
         patch.push(test(&at, Value::Null));
     }
-    let values = [
-        (our::DO_NOT_DISRUPT, "true".to_owned()),
-        (our::BLOCKED, "true".to_owned()),
-    ];
+    let values = [(our::DO_NOT_DISRUPT, "true".to_owned()), (our::BLOCKED, "true".to_owned())];
     patch.extend(annotate(row, &values));
     Some(patch)
 }
@@ -345,7 +338,10 @@ fn annotate(row: &NodeRow, values: &[(&str, String)]) -> Vec<Value> {
     if row.annotations.is_none() {
         let map: BTreeMap<&str, &str> =
             values.iter().map(|(key, value)| (*key, value.as_str())).collect();
-        return vec![test("/metadata/annotations", Value::Null), add("/metadata/annotations", json!(map))];
+        return vec![
+            test("/metadata/annotations", Value::Null),
+            add("/metadata/annotations", json!(map)),
+        ];
     }
     let at = |key: &str| format!("/metadata/annotations/{}", marks::pointer(key));
     values.iter().map(|(key, value)| add(&at(key), json!(value))).collect()

@@ -494,8 +494,7 @@ fn placement(spec: &PodSpec) -> Placement {
 }
 
 fn affinity_terms(affinity: &Value) -> Vec<Vec<Requirement>> {
-    let terms = &affinity["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
-        ["nodeSelectorTerms"];
+    let terms = &affinity["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"];
     let terms = terms.as_array().into_iter().flatten();
     let read = |term: &Value| serde_json::from_value(term["matchExpressions"].clone()).ok();
     terms.filter_map(read).collect()
