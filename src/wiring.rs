@@ -1,15 +1,22 @@
 //! Puts the programs together: clients from the configuration, and the services over any clients.
 
 mod connect;
-mod reach;
 
 use std::sync::Arc;
 
 use object_store::ObjectStore;
 
+use crate::adapters::cluster::Cluster;
+use crate::adapters::cluster::Slots;
 use crate::adapters::imds;
+use crate::adapters::store::Store;
+use crate::agent;
+use crate::agent::workloads::Means;
+use crate::agent::workloads::Place;
 use crate::clock::Clock;
 use crate::config::Config;
+use crate::data::scheduler::Limits;
+use crate::data::scheduler::Scheduler;
 use crate::offload::Offload;
 use crate::shutdown::Shutdown;
 
@@ -17,8 +24,9 @@ pub use connect::ConnectError;
 pub use connect::bucket;
 pub use connect::kubernetes;
 pub use connect::queue;
-pub use reach::reach_agent;
-pub use reach::reach_controller;
+
+/// Requests to the API server that an agent has in flight at a time.
+const AGENT_SLOTS: usize = 8;
 
 /// What the controller speaks to the world with. Tests hand in clients that end in simulators.
 #[derive(Clone)]
@@ -85,7 +93,45 @@ pub async fn agent(
     runtime: Runtime,
     shutdown: Shutdown,
 ) -> Result<(), RunError> {
-    drop((config, clients, runtime));
-    shutdown.requested().await;
-    Ok(())
+    let Runtime { clock, offload } = runtime;
+    let limits = Limits {
+        in_flight: config.store.in_flight,
+        connections: config.store.connections,
+        ring_budget: config.agent.ring_budget,
+    };
+    let place = Place {
+        cluster: config.cluster.clone(),
+        node: config.agent.node_name.clone(),
+        instance: None,
+        prefix: config.store.prefix.clone(),
+        chunk: config.store.chunk,
+        in_flight: config.store.in_flight,
+    };
+    let node = config.agent.node_name.parse().map_err(|fault| start("agent", fault))?;
+    let policy = config.policy().clone();
+    let deps = agent::Deps {
+        node,
+        namespace: config.namespace,
+        host_root: config.agent.host_root,
+        nvml_library: config.agent.nvml_library,
+        grace: config.agent.grace,
+        policy,
+        cluster: Cluster::first_aid(clients.kube, &Slots::new(AGENT_SLOTS, 0)),
+        imds: clients.imds,
+        imds_endpoint: config.agent.imds_endpoint,
+        means: Means {
+            store: Store::new(clients.store, clock.clone(), offload),
+            scheduler: Scheduler::new(limits, offload),
+            clock: clock.clone(),
+            offload,
+            place,
+        },
+        clock,
+        offload,
+    };
+    agent::run(deps, shutdown).await.map_err(|fault| start("agent", fault))
+}
+
+fn start(service: &'static str, fault: impl std::error::Error + Send + Sync + 'static) -> RunError {
+    RunError::Start { service, source: Box::new(fault) }
 }

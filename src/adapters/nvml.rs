@@ -8,7 +8,9 @@ use std::sync::Arc;
 use nvml_wrapper::Device;
 use nvml_wrapper::error::NvmlError as LibraryError;
 use nvml_wrapper::struct_wrappers::device::ProcessInfo;
+use tracing::debug;
 
+use crate::error::Chain;
 use crate::error::Class;
 use crate::error::Classify;
 use crate::offload::Offload;
@@ -33,14 +35,32 @@ pub struct Gpu {
     pub uuid: String,
     /// Its product name.
     pub name: String,
-    /// Processes with a compute context. Under MPS the clients are not here, their server is.
-    pub compute: Vec<Process>,
-    /// Processes with a graphics context.
-    pub graphics: Vec<Process>,
-    /// Clients of MPS.
-    pub mps: Vec<Process>,
+    /// What is on it.
+    pub lists: Lists,
     /// Its MIG devices; empty if it is not partitioned.
     pub mig: Vec<MigDevice>,
+}
+
+/// The lists of processes on a device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lists {
+    /// Processes with a compute context. Under MPS the clients are not here, their server is.
+    pub compute: List,
+    /// Processes with a graphics context.
+    pub graphics: List,
+    /// Clients of MPS.
+    pub mps: List,
+}
+
+/// A list of processes, as far as the library gave it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum List {
+    /// Read.
+    Processes(Vec<Process>),
+    /// The device has no such list.
+    NotSupported,
+    /// Not read: what is on it is unknown.
+    Unread,
 }
 
 /// A MIG device and what is on it.
@@ -52,8 +72,8 @@ pub struct MigDevice {
     pub gpu_instance: u32,
     /// Its compute instance within that.
     pub compute_instance: u32,
-    /// Processes on it, compute and MPS together.
-    pub processes: Vec<Process>,
+    /// What is on it.
+    pub lists: Lists,
 }
 
 /// A process on a GPU, by its number in the host's namespace.
@@ -123,7 +143,7 @@ impl Nvml {
         Ok(Self { library: Arc::new(library), offload })
     }
 
-    /// What is on every GPU now. All or nothing: a GPU that is not read fails the look.
+    /// What is on every GPU now. A GPU that is not found fails the look; a list does not.
     pub async fn look(&self) -> Result<Vec<Gpu>, NvmlError> {
         let library = Arc::clone(&self.library);
         self.offload.run(move || look(&library)).await
@@ -162,8 +182,17 @@ impl Classify for NvmlError {
 impl Gpu {
     /// Every process on the GPU, whatever it does there.
     pub fn processes(&self) -> impl Iterator<Item = &Process> {
-        let whole = self.compute.iter().chain(&self.graphics).chain(&self.mps);
-        whole.chain(self.mig.iter().flat_map(|device| &device.processes))
+        self.lists.processes().chain(self.mig.iter().flat_map(|part| part.lists.processes()))
+    }
+}
+
+impl Lists {
+    /// Every process on one of the lists.
+    pub fn processes(&self) -> impl Iterator<Item = &Process> {
+        [&self.compute, &self.graphics, &self.mps].into_iter().flat_map(|list| match list {
+            List::Processes(processes) => processes.as_slice(),
+            List::NotSupported | List::Unread => &[],
+        })
     }
 }
 
@@ -196,9 +225,7 @@ fn gpu(library: &nvml_wrapper::Nvml, device: &Device<'_>) -> Result<Gpu, Missing
     Ok(Gpu {
         uuid: device.uuid().map_err(|error| ("its UUID", error))?,
         name: device.name().unwrap_or_default(),
-        compute: list("its compute processes", || device.running_compute_processes())?,
-        graphics: list("its graphics processes", || device.running_graphics_processes())?,
-        mps: list("its MPS clients", || device.mps_running_compute_processes())?,
+        lists: lists(device),
         mig: mig_devices(library, device)?,
     })
 }
@@ -228,16 +255,13 @@ fn mig_devices(
 
 fn mig_device(library: &nvml_wrapper::Nvml, part: &Device<'_>) -> Result<MigDevice, Missing> {
     let uuid = part.uuid().map_err(|error| ("a MIG device's UUID", error))?;
-    let mut processes =
-        list("a MIG device's compute processes", || part.running_compute_processes())?;
-    processes.extend(list("a MIG device's MPS clients", || part.mps_running_compute_processes())?);
     Ok(MigDevice {
         uuid,
         gpu_instance: gpu_instance(library, part)
             .map_err(|e| ("a MIG device's GPU instance", e))?,
         compute_instance: compute_instance(library, part)
             .map_err(|e| ("a MIG device's compute instance", e))?,
-        processes,
+        lists: lists(part),
     })
 }
 
@@ -262,11 +286,16 @@ fn compute_instance(library: &nvml_wrapper::Nvml, part: &Device<'_>) -> Result<u
     nvml_wrapper::error::nvml_try(code).map(|()| id)
 }
 
-/// A list, asked for again if it grew meanwhile. What a GPU has no notion of, it has none of.
-fn list(
-    what: &'static str,
-    ask: impl Fn() -> Result<Vec<ProcessInfo>, LibraryError>,
-) -> Result<Vec<Process>, Missing> {
+fn lists(device: &Device<'_>) -> Lists {
+    Lists {
+        compute: list("compute", || device.running_compute_processes()),
+        graphics: list("graphics", || device.running_graphics_processes()),
+        mps: list("mps", || device.mps_running_compute_processes()),
+    }
+}
+
+/// A list, asked for again if it grew meanwhile.
+fn list(what: &str, ask: impl Fn() -> Result<Vec<ProcessInfo>, LibraryError>) -> List {
     let mut answer = ask();
     for _ in 1..LIST_ATTEMPTS {
         if !matches!(answer, Err(LibraryError::InsufficientSize(_))) {
@@ -275,9 +304,12 @@ fn list(
         answer = ask();
     }
     match answer {
-        Ok(found) => Ok(found.iter().map(process).collect()),
-        Err(error) if not_for_this_gpu(&error) => Ok(Vec::new()),
-        Err(error) => Err((what, error)),
+        Ok(found) => List::Processes(found.iter().map(process).collect()),
+        Err(error) if not_for_this_gpu(&error) => List::NotSupported,
+        Err(error) => {
+            debug!(list = what, error = %Chain(&error), "processes of a GPU not read");
+            List::Unread
+        }
     }
 }
 

@@ -1,1 +1,266 @@
-//! (to be written)
+//! What is true of this node at one moment, put together from what is already known: nothing here
+//! waits.
+
+use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+
+use jiff::Timestamp;
+use lifeboat_domain::cluster::facts::Pause;
+use lifeboat_domain::deadline::later;
+use lifeboat_domain::gpu::Cgroup;
+use lifeboat_domain::gpu::Sharing;
+use lifeboat_domain::gpu::Slice;
+use lifeboat_domain::ids::NodeName;
+use lifeboat_domain::ids::PodUid;
+use lifeboat_domain::node::facts::Asked;
+use lifeboat_domain::node::facts::NodeFacts;
+use lifeboat_domain::node::facts::Quiet;
+use lifeboat_domain::node::facts::Restore;
+use lifeboat_domain::node::facts::Session;
+use lifeboat_domain::node::facts::Workload;
+use lifeboat_domain::signal::Signals;
+use lifeboat_domain::workload::Checkpoint;
+use lifeboat_domain::workload::Containers;
+use lifeboat_domain::workload::Ender;
+use lifeboat_domain::workload::Ending;
+use lifeboat_domain::workload::Report;
+use lifeboat_domain::workload::Slices;
+use lifeboat_domain::workload::Wishes;
+
+use crate::adapters::cluster::interruptions::InterruptionRow;
+use crate::adapters::cluster::pods::PodRow;
+use crate::agent::listen::Ears;
+use crate::agent::listen::objects::Objects;
+use crate::agent::listen::objects::Server;
+use crate::agent::pods::Pod;
+use crate::agent::pods::Pods;
+use crate::agent::pods::Presence;
+use crate::agent::pods::Volume;
+use crate::agent::proofs::Proofs;
+use crate::agent::records::Device;
+use crate::agent::report::Reporter;
+use crate::agent::senses::Gpus;
+use crate::agent::senses::Senses;
+use crate::agent::workloads::Known;
+use crate::agent::workloads::Workloads;
+use crate::clock::Clock;
+
+/// Everybody who knows a part of it.
+#[derive(Debug, Clone)]
+pub struct Sources {
+    /// The node.
+    pub node: NodeName,
+    /// The time.
+    pub clock: Clock,
+    /// What EC2 said.
+    pub ears: Ears,
+    /// The node's pods.
+    pub pods: Pods,
+    /// What the API server says.
+    pub objects: Objects,
+    /// What kubelet, NVML and cgroups say.
+    pub senses: Senses,
+    /// What the workloads say.
+    pub workloads: Workloads,
+    /// What lets restores through.
+    pub proofs: Proofs,
+    /// What others were told.
+    pub reporter: Reporter,
+}
+
+/// Puts facts together, with the little that only this life of the agent can know.
+#[derive(Debug)]
+pub struct Observer {
+    sources: Sources,
+    motions: BTreeMap<PodUid, Quiet>,
+    ended: BTreeMap<PodUid, Timestamp>,
+}
+
+impl Observer {
+    /// Of `sources`; `frozen` are the pods that were frozen when this life began.
+    pub fn new(sources: Sources, frozen: BTreeSet<PodUid>) -> Self {
+        let motions = frozen.into_iter().map(|pod| (pod, Quiet::FrozenBefore)).collect();
+        Self { sources, motions, ended: BTreeMap::new() }
+    }
+
+    /// The facts of this moment.
+    pub fn observe(&mut self) -> NodeFacts {
+        let now = self.sources.clock.now();
+        let sources = self.sources.clone();
+        let record = sources.objects.interruption(sources.ears.instance().as_ref());
+        let told = record.as_ref().map_or_else(Signals::default, |row| row.signals.clone());
+        let mut known: BTreeMap<PodUid, Known> = BTreeMap::new();
+        for one in sources.workloads.workloads() {
+            known.insert(one.pod.uid.clone(), one);
+        }
+        let mut workloads = BTreeMap::new();
+        for pod in sources.pods.all() {
+            let wishes = pod.record.wishes();
+            if wishes.mode.is_protected() {
+                let uid = pod.record.pod.uid.clone();
+                let seen = Seen { wishes, known: known.get(&uid), record: record.as_ref(), now };
+                let workload = self.workload(&pod, &seen);
+                workloads.insert(uid, workload);
+            }
+        }
+        NodeFacts {
+            observed_at: now,
+            node: sources.node.clone(),
+            signals: sources.ears.signals().merge(told),
+            paused: sources.objects.paused(),
+            rate: sources.workloads.rate(),
+            workloads,
+        }
+    }
+
+    /// Takes note that a pod was frozen or thawed by us.
+    pub fn moved(&mut self, pod: &PodUid, quiet: Quiet) {
+        self.motions.insert(pod.clone(), quiet);
+    }
+
+    /// Forgets a pod that is over.
+    pub fn forget(&mut self, pod: &PodUid) {
+        self.motions.remove(pod);
+        self.ended.remove(pod);
+        self.sources.senses.forget(pod);
+    }
+
+    fn workload(&mut self, pod: &Pod, seen: &Seen<'_>) -> Workload {
+        let (sources, record) = (&self.sources, &pod.record);
+        let uid = &record.pod.uid;
+        let row = sources.objects.pod(uid.as_str());
+        let containers = containers(pod, row.as_ref(), seen, sources.senses.cgroup(uid));
+        let containers = match containers {
+            Containers::Ended { at, code } => {
+                let at = *self.ended.entry(uid.clone()).or_insert(at);
+                Containers::Ended { at, code }
+            }
+            Containers::Running | Containers::Unknown => containers,
+        };
+        let known = seen.known;
+        Workload {
+            pod: record.pod.clone(),
+            job_key: seen.wishes.job_key.clone(),
+            mode: seen.wishes.mode,
+            own_grace: record.grace(),
+            pod_priority: record.pod_priority(),
+            priority: seen.wishes.priority,
+            paused: paused(sources, record.pod.namespace.as_str()),
+            session: known.map_or(Session::None, |known| known.session),
+            asked: known.map_or(Asked::Nothing, |known| known.asked),
+            report: Report {
+                checkpoint: known.map_or(Checkpoint::Idle, |known| known.checkpoint.clone()),
+                insurance: known.and_then(|known| known.insurance),
+                release: sources.senses.release(uid),
+                slices: slices(sources, pod),
+            },
+            size: known.and_then(|known| known.size),
+            quiet: self.quiet(uid, known),
+            ending: ending(pod, seen, sources.objects.server()),
+            containers,
+            restore: restore(sources, known),
+            told: sources.reporter.told(uid),
+        }
+    }
+
+    fn quiet(&self, uid: &PodUid, known: Option<&Known>) -> Quiet {
+        let said = known.map_or(Quiet::Unknown, |known| known.quiet);
+        match self.motions.get(uid) {
+            Some(motion @ (Quiet::Frozen | Quiet::FrozenBefore | Quiet::Thawed)) => *motion,
+            Some(Quiet::Running | Quiet::Parked | Quiet::Unknown) | None => said,
+        }
+    }
+}
+
+/// What was looked up for one pod.
+struct Seen<'a> {
+    wishes: Wishes,
+    known: Option<&'a Known>,
+    record: Option<&'a InterruptionRow>,
+    now: Timestamp,
+}
+
+fn paused(sources: &Sources, namespace: &str) -> Pause {
+    sources.objects.paused_in(namespace)
+}
+
+/// What kubelet gave the pod, and what its processes were seen on besides.
+fn slices(sources: &Sources, pod: &Pod) -> Slices {
+    let used = sources.senses.used_by(&pod.record.pod.uid);
+    let Some(devices) = &pod.record.devices else {
+        return match sources.senses.gpus() {
+            Gpus::None => Slices::of([]),
+            Gpus::Some | Gpus::Unknown => Slices::Unknown,
+        };
+    };
+    let sharing = sources.objects.sharing();
+    let mut held: BTreeSet<Slice> =
+        devices.iter().filter_map(|device| slice(device, sharing)).collect();
+    if held.is_empty() {
+        held.extend(used.into_iter().map(|gpu| Slice::Whole { gpu }));
+    }
+    Slices::of(held)
+}
+
+/// A device of another make is none of ours; one of NVIDIA's that we cannot read is some slice.
+fn slice(device: &Device, sharing: Sharing) -> Option<Slice> {
+    match Slice::parse(&device.resource, &device.id, sharing) {
+        Ok(slice) => Some(slice),
+        Err(_) if device.resource.starts_with("nvidia.com/") => Some(Slice::Unknown),
+        Err(_) => None,
+    }
+}
+
+fn containers(pod: &Pod, row: Option<&PodRow>, seen: &Seen<'_>, cgroup: Cgroup) -> Containers {
+    if let Some((at, code)) = row.and_then(PodRow::ended) {
+        return Containers::Ended { at: at.unwrap_or(seen.now), code: Some(code) };
+    }
+    // A pod that has only just been mounted has no processes yet either.
+    let was_ending = pod.record.ends_at.is_some() || pod.presence == Presence::Gone;
+    if pod.volume == Volume::Unmounted || (was_ending && cgroup == Cgroup::Empty) {
+        return Containers::Ended { at: seen.now, code: None };
+    }
+    let is_open = seen.known.is_some_and(|known| known.session != Session::None);
+    if row.is_some() || is_open || cgroup == Cgroup::Populated {
+        Containers::Running
+    } else {
+        Containers::Unknown
+    }
+}
+
+/// By the API server's word, or by SIGTERM, which the SDK sees when the API server is away.
+fn ending(pod: &Pod, seen: &Seen<'_>, server: Server) -> Ending {
+    let terminating = seen.known.and_then(|known| known.terminating);
+    let by_signal = terminating.map(|at| later(at, pod.record.grace()));
+    let ends_at = [pod.record.ends_at, by_signal].into_iter().flatten().min();
+    let Some(ends_at) = ends_at else {
+        return match (server, pod.presence) {
+            (Server::There, Presence::Present) => Ending::No,
+            (Server::There | Server::Away, _) => Ending::Unknown,
+        };
+    };
+    let drain = |row: &InterruptionRow| {
+        let told = row.status.workloads.get(pod.record.pod.uid.as_str());
+        told.is_some_and(|told| told.drain.is_some())
+    };
+    let who = match seen.record {
+        Some(row) if drain(row) => Ender::Us,
+        Some(_) => Ender::Others,
+        None if server == Server::There => Ender::Others,
+        None => Ender::Unknown,
+    };
+    Ending::By { ends_at, who }
+}
+
+fn restore(sources: &Sources, known: Option<&Known>) -> Restore {
+    let Some(known) = known else { return Restore::No };
+    match &known.restore {
+        Restore::Waiting { epoch, from, deadline, proof } => Restore::Waiting {
+            epoch: *epoch,
+            from: from.clone(),
+            deadline: *deadline,
+            proof: proof.or_else(|| sources.proofs.proof(from)),
+        },
+        other @ (Restore::No | Restore::Allowed { .. } | Restore::Unknown) => other.clone(),
+    }
+}

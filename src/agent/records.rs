@@ -2,12 +2,19 @@
 //! wants the instance back.
 
 use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::io;
 use std::io::Write;
 use std::path::Path;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use jiff::Timestamp;
+use lifeboat_domain::ids::InstanceId;
+use lifeboat_domain::ids::PodRef;
+use lifeboat_domain::ids::PodUid;
+use lifeboat_domain::signal::Signals;
+use lifeboat_domain::workload::Wishes;
 use serde::Deserialize;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -28,6 +35,15 @@ const PODS_MAX: usize = 2048;
 /// Longest file that is read.
 const FILE_MAX: u64 = 256 * 1024;
 
+/// The pod's own grace in seconds, where a volume names it.
+const GRACE_ATTRIBUTE: &str = "lifeboat.dev/grace";
+
+/// The pod's priority, where a volume names it.
+const POD_PRIORITY_ATTRIBUTE: &str = "lifeboat.dev/pod-priority";
+
+/// Grace of a pod that names none. Source: Kubernetes, "Pod Lifecycle".
+const GRACE_DEFAULT: Duration = Duration::from_secs(30);
+
 /// The records of one node.
 #[derive(Debug, Clone)]
 pub struct Records {
@@ -41,24 +57,29 @@ pub struct Records {
 pub struct PodRecord {
     /// Version of the file.
     pub format: u32,
-    /// The pod's namespace.
-    pub namespace: String,
-    /// Its name.
-    pub name: String,
-    /// Its UID, which names the file.
-    pub uid: String,
+    /// The pod; its UID names the file.
+    pub pod: PodRef,
     /// Where kubelet wants its volume, as kubelet names the place; absent if it has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<String>,
-    /// `lifeboat.dev/…`: the volume's attributes, and over them the pod's annotations.
+    /// `lifeboat.dev/…` among its volume's attributes.
     #[serde(default)]
     pub attributes: BTreeMap<String, String>,
-    /// When it will be killed, once it is being deleted.
+    /// `lifeboat.dev/…` among its annotations, which go before; absent if it was never read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub annotations: Option<BTreeMap<String, String>>,
+    /// Its own grace in seconds; absent if it was never read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grace_seconds: Option<u64>,
+    /// Its priority; absent if it was never read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub priority: Option<i32>,
+    /// When its grace is over, once it is being ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ends_at: Option<Timestamp>,
-    /// The devices that kubelet gave it, as last seen.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub devices: Vec<Device>,
+    /// The devices that kubelet gave it, as last seen; absent if they were never read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub devices: Option<BTreeSet<Device>>,
 }
 
 /// A device that kubelet gave to a pod.
@@ -78,47 +99,55 @@ pub struct NoticeRecord {
     pub format: u32,
     /// The instance, where known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub instance: Option<String>,
-    /// What was heard, by its kind.
+    pub instance: Option<InstanceId>,
+    /// What was heard.
     #[serde(default)]
-    pub heard: BTreeMap<String, Heard>,
-}
-
-/// One thing that was heard.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Heard {
-    /// When EC2 said it.
-    pub time: Timestamp,
-    /// When the instance may be gone.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub deadline: Option<Timestamp>,
-    /// When we heard it.
-    pub heard_at: Timestamp,
-    /// What else was said.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub detail: Option<String>,
+    pub signals: Signals,
 }
 
 impl Default for NoticeRecord {
     fn default() -> Self {
-        Self { format: FORMAT, instance: None, heard: BTreeMap::new() }
+        Self { format: FORMAT, instance: None, signals: Signals::default() }
     }
 }
 
 impl PodRecord {
     /// A pod of which only its names are known.
-    pub fn new(namespace: &str, name: &str, uid: &str) -> Self {
+    pub fn new(pod: PodRef) -> Self {
         Self {
             format: FORMAT,
-            namespace: namespace.to_owned(),
-            name: name.to_owned(),
-            uid: uid.to_owned(),
+            pod,
             target: None,
             attributes: BTreeMap::new(),
+            annotations: None,
+            grace_seconds: None,
+            priority: None,
             ends_at: None,
-            devices: Vec::new(),
+            devices: None,
         }
+    }
+
+    /// What the pod asks for: by its annotations, and by its volume where they are silent.
+    pub fn wishes(&self) -> Wishes {
+        Wishes::read(&self.said()).0
+    }
+
+    /// The pod's own grace.
+    pub fn grace(&self) -> Duration {
+        let said = || self.attributes.get(GRACE_ATTRIBUTE)?.parse().ok();
+        self.grace_seconds.or_else(said).map_or(GRACE_DEFAULT, Duration::from_secs)
+    }
+
+    /// The pod's priority.
+    pub fn pod_priority(&self) -> i32 {
+        let said = || self.attributes.get(POD_PRIORITY_ATTRIBUTE)?.parse().ok();
+        self.priority.or_else(said).unwrap_or_default()
+    }
+
+    fn said(&self) -> BTreeMap<String, String> {
+        let mut said = self.attributes.clone();
+        said.extend(self.annotations.clone().into_iter().flatten());
+        said
     }
 }
 
@@ -136,12 +165,12 @@ impl Records {
 
     /// Keeps a pod, over what was kept of it before.
     pub async fn keep(&self, pod: &PodRecord) -> io::Result<()> {
-        let path = self.pod_path(&pod.uid);
+        let path = self.pod_path(&pod.pod.uid);
         self.write(path, pod).await
     }
 
     /// Forgets a pod.
-    pub async fn forget(&self, uid: &str) -> io::Result<()> {
+    pub async fn forget(&self, uid: &PodUid) -> io::Result<()> {
         let path = self.pod_path(uid);
         self.offload
             .run(move || match std::fs::remove_file(path) {
@@ -171,7 +200,7 @@ impl Records {
         self.write(self.folder.join("notice.json"), notice).await
     }
 
-    fn pod_path(&self, uid: &str) -> PathBuf {
+    fn pod_path(&self, uid: &PodUid) -> PathBuf {
         self.folder.join("pods").join(format!("{uid}.json"))
     }
 
@@ -195,14 +224,14 @@ fn pods(folder: &Path) -> Vec<PodRecord> {
     let is_record = |path: &PathBuf| path.extension().is_some_and(|end| end == "json");
     let paths = entries.filter_map(Result::ok).map(|entry| entry.path()).filter(is_record);
     let mut found: Vec<PodRecord> = paths.take(PODS_MAX).filter_map(|path| pod(&path)).collect();
-    found.sort_by(|one, other| one.uid.cmp(&other.uid));
+    found.sort_by(|one, other| one.pod.uid.cmp(&other.pod.uid));
     found
 }
 
 fn pod(path: &Path) -> Option<PodRecord> {
     match read::<PodRecord>(path) {
         // The file's name is the identity: what says otherwise was not written by us.
-        Ok(pod) if path.file_stem().is_some_and(|stem| *stem == *pod.uid) => Some(pod),
+        Ok(pod) if path.file_stem().is_some_and(|stem| *stem == *pod.pod.uid.as_str()) => Some(pod),
         Ok(_) => {
             warn!(path = %path.display(), "record passed over: it names another pod");
             None
@@ -236,10 +265,21 @@ fn replace(path: &Path, text: &[u8]) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use lifeboat_domain::deadline::Deadline;
+    use lifeboat_domain::signal::Action;
+    use lifeboat_domain::signal::Kind;
+    use lifeboat_domain::signal::Signal;
+    use lifeboat_domain::signal::Source;
+    use lifeboat_domain::workload::Mode;
+
     use super::*;
 
     fn record(uid: &str) -> PodRecord {
-        let mut record = PodRecord::new("ml", "train-0", uid);
+        let mut record = PodRecord::new(PodRef {
+            namespace: "ml".parse().unwrap(),
+            name: "train-0".parse().unwrap(),
+            uid: uid.parse().unwrap(),
+        });
         record.attributes.insert("lifeboat.dev/checkpoint".into(), "sdk".into());
         record
     }
@@ -257,8 +297,8 @@ mod tests {
         std::fs::write(folder.join("d.new"), "half").unwrap();
 
         assert_eq!(records.pods().await, [record("a"), record("b")]);
-        records.forget("a").await.unwrap();
-        records.forget("a").await.unwrap();
+        records.forget(&"a".parse().unwrap()).await.unwrap();
+        records.forget(&"a".parse().unwrap()).await.unwrap();
         assert_eq!(records.pods().await, [record("b")]);
     }
 
@@ -268,10 +308,24 @@ mod tests {
         let records = Records::new(root.path(), Offload::Inline);
         let folder = root.path().join(FOLDER).join("pods");
         std::fs::create_dir_all(&folder).unwrap();
-        let text = r#"{"format":2,"namespace":"ml","name":"train-0","uid":"a","gang":{"of":8}}"#;
+        let text = r#"{"format":2,"pod":{"namespace":"ml","name":"train-0","uid":"a"},"gang":8}"#;
         std::fs::write(folder.join("a.json"), text).unwrap();
-        let found = records.pods().await;
-        assert_eq!(found[0].name, "train-0");
+        assert_eq!(records.pods().await[0].pod.name.as_str(), "train-0");
+    }
+
+    #[test]
+    fn annotations_go_before_attributes() {
+        let mut record = record("a");
+        record.attributes.insert("lifeboat.dev/job-key".into(), "from-volume".into());
+        record.attributes.insert(GRACE_ATTRIBUTE.into(), "600".into());
+        assert_eq!(record.wishes().mode, Mode::Sdk);
+        assert_eq!(record.grace(), Duration::from_mins(10));
+        let said = BTreeMap::from([("lifeboat.dev/checkpoint".into(), "sigterm".into())]);
+        record.annotations = Some(said);
+        record.grace_seconds = Some(30);
+        assert_eq!(record.wishes().mode, Mode::Sigterm);
+        assert_eq!(record.wishes().job_key.unwrap().as_str(), "from-volume");
+        assert_eq!(record.grace(), Duration::from_secs(30));
     }
 
     #[tokio::test]
@@ -279,10 +333,19 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let records = Records::new(root.path(), Offload::Inline);
         assert_eq!(records.notice().await, NoticeRecord::default());
-        let mut notice = NoticeRecord { instance: Some("i-1".into()), ..NoticeRecord::default() };
         let at = Timestamp::UNIX_EPOCH;
-        let heard = Heard { time: at, deadline: Some(at), heard_at: at, detail: None };
-        notice.heard.insert("interruption".into(), heard);
+        let signal = Signal {
+            source: Source::Imds,
+            kind: Kind::SpotInterruption { action: Action::Terminate },
+            time: at,
+            named: Some(Deadline::new(at)),
+            heard_at: at,
+            heard_by: "agent".into(),
+            detail: None,
+        };
+        let instance = Some("i-0123456789abcdef0".parse().unwrap());
+        let signals = [signal].into_iter().collect();
+        let notice = NoticeRecord { instance, signals, ..NoticeRecord::default() };
         records.keep_notice(&notice).await.unwrap();
         assert_eq!(records.notice().await, notice);
     }

@@ -1,0 +1,1 @@
+//! Objects for scenarios and tests: valid ones to start from.
