@@ -91,7 +91,7 @@ pub fn turns(waiting: &[Waiting], rate: Rate, left: Duration) -> Vec<Turn> {
             ordered.push(((Reverse(one.pod_priority), place, &one.namespace), turn));
         }
     }
-    ordered.sort_by(|(one, _), (other, _)| one.cmp(other));
+    ordered.sort_by_key(|(key, _)| *key);
     ordered.into_iter().map(|(_, turn)| turn).collect()
 }
 
@@ -146,7 +146,7 @@ mod tests {
 
     #[track_caller]
     fn check(waiting: &[Waiting], rate: Rate, expected: &[&str]) {
-        let turns = turns(waiting, rate, Duration::from_secs(60));
+        let turns = turns(waiting, rate, Duration::from_mins(1));
         let told: Vec<String> = turns
             .iter()
             .map(|turn| match (turn.eta, turn.fit) {

@@ -1,6 +1,16 @@
 //! Rules that every plan must keep, looked at apart from the planners, in production too.
 
+mod cluster_side;
+mod node_side;
+
+use jiff::Timestamp;
 use serde::Serialize;
+
+use crate::cluster;
+use crate::cluster::facts::ClusterFacts;
+use crate::node;
+use crate::node::facts::NodeFacts;
+use crate::policy::Policy;
 
 /// A step that broke a rule, and was taken out of its plan.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -9,6 +19,48 @@ pub struct Refused<S> {
     pub step: S,
     /// The rule.
     pub rule: Rule,
+}
+
+/// Keeps the steps of the cluster's side that break no rule, and sets the others apart.
+pub fn cluster(
+    steps: Vec<cluster::plan::Step>,
+    facts: &ClusterFacts,
+    policy: &Policy,
+    now: Timestamp,
+) -> (Vec<cluster::plan::Step>, Vec<Refused<cluster::plan::Step>>) {
+    let mut court = cluster_side::Court::new(facts, policy, now, &steps);
+    sort(steps, |step| court.judge(step))
+}
+
+/// Keeps the steps of the node's side that break no rule, and sets the others apart.
+pub fn node(
+    steps: Vec<node::plan::Step>,
+    facts: &NodeFacts,
+    policy: &Policy,
+    now: Timestamp,
+) -> (Vec<node::plan::Step>, Vec<Refused<node::plan::Step>>) {
+    let court = node_side::Court { facts, policy, now };
+    sort(steps, |step| court.judge(step))
+}
+
+fn sort<S>(
+    steps: Vec<S>,
+    mut judge: impl FnMut(&S) -> Result<(), Rule>,
+) -> (Vec<S>, Vec<Refused<S>>) {
+    let mut kept = Vec::with_capacity(steps.len());
+    let mut refused = Vec::new();
+    for step in steps {
+        match judge(&step) {
+            Ok(()) => kept.push(step),
+            Err(rule) => refused.push(Refused { step, rule }),
+        }
+    }
+    (kept, refused)
+}
+
+/// `Ok` if the rule holds.
+fn keep(rule: Rule, holds: bool) -> Result<(), Rule> {
+    if holds { Ok(()) } else { Err(rule) }
 }
 
 /// A rule that every plan must keep.

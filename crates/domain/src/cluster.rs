@@ -3,4 +3,11 @@
 pub mod facts;
 pub mod plan;
 
+mod drain;
+mod marks;
+mod stage;
+mod wake;
+
 pub use plan::plan;
+pub use stage::Stage;
+pub use stage::Witness;

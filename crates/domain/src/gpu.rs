@@ -383,12 +383,12 @@ impl ReleaseWatch {
     #[must_use]
     pub fn on(self, look: Look, at: Timestamp) -> Self {
         match (self, look) {
-            (Self::Released { .. }, Look::Empty | Look::Busy | Look::Unreadable) => self,
             (Self::Watching, Look::Empty) => Self::SeenEmpty { first: at },
             (Self::SeenEmpty { first }, Look::Empty) if elapsed(first, at) >= LOOK_GAP => {
                 Self::Released { first, second: at }
             }
-            (Self::SeenEmpty { .. }, Look::Empty) => self,
+            (Self::SeenEmpty { .. }, Look::Empty)
+            | (Self::Released { .. }, Look::Empty | Look::Busy | Look::Unreadable) => self,
             (Self::Watching | Self::SeenEmpty { .. }, Look::Busy | Look::Unreadable) => {
                 Self::Watching
             }

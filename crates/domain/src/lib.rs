@@ -14,3 +14,9 @@ pub mod progress;
 pub mod replacement;
 pub mod signal;
 pub mod workload;
+
+#[cfg(test)]
+extern crate self as lifeboat_domain;
+
+#[cfg(test)]
+mod samples;

@@ -3,4 +3,6 @@
 pub mod facts;
 pub mod plan;
 
+mod moment;
+
 pub use plan::plan;

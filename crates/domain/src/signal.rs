@@ -129,7 +129,7 @@ pub struct Signals {
 
 /// What tells the entries of one record apart; as text `<source>-<kind>`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+#[serde(from = "String", into = "String")]
 pub struct SignalKey {
     source: Source,
     kind: KindLabel,
@@ -319,18 +319,16 @@ impl From<SignalKey> for String {
     }
 }
 
-impl TryFrom<String> for SignalKey {
-    type Error = std::convert::Infallible;
-
+impl From<String> for SignalKey {
     /// A source or kind that only a later version knows becomes `unknown`.
-    fn try_from(text: String) -> Result<Self, Self::Error> {
+    fn from(text: String) -> Self {
         let (source, kind) = text.split_once('-').unwrap_or((&text, ""));
         let source = Source::ALL.into_iter().find(|known| known.label() == source);
         let kind = Kind::LABELS.into_iter().find(|known| *known == kind);
-        Ok(Self {
+        Self {
             source: source.unwrap_or(Source::Unknown),
             kind: KindLabel(kind.unwrap_or(Kind::Unknown.label())),
-        })
+        }
     }
 }
 

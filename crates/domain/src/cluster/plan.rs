@@ -6,19 +6,32 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::Serialize;
 
+use crate::check;
 use crate::check::Refused;
+use crate::cluster::drain;
 use crate::cluster::facts::ClusterFacts;
+use crate::cluster::facts::Gate;
+use crate::cluster::facts::Pause;
 use crate::cluster::facts::PodEndFacts;
+use crate::cluster::marks;
+use crate::cluster::stage::Stage;
+use crate::cluster::stage::Witness;
+use crate::cluster::wake;
+use crate::cluster::wake::LOOK_AGAIN;
+use crate::deadline::later;
 use crate::ids::ClaimName;
 use crate::ids::JobKey;
 use crate::ids::NodeName;
 use crate::ids::PodRef;
+use crate::policy::OperatingMode;
 use crate::policy::Policy;
+use crate::progress;
 use crate::progress::Phase;
 use crate::replacement::ClaimSpec;
 use crate::replacement::NoClaim;
 use crate::signal::Kind;
 use crate::workload::Proof;
+use crate::workload::SILENCE;
 
 /// What to do, in this order.
 ///
@@ -222,25 +235,96 @@ pub enum Reason {
 
 /// Decides what to do now. Same facts, same policy, same moment: same plan.
 pub fn plan(facts: &ClusterFacts, policy: &Policy, now: Timestamp) -> Plan {
-    let _ = (facts, policy, now);
-    Plan {
-        steps: Vec::new(),
-        withheld: Vec::new(),
-        refused: Vec::new(),
-        no_claim: None,
-        next: Next::OnChange,
-    }
+    let stage = Stage::of(facts, policy, now);
+    let replacement = marks::replacement(facts, policy, stage, now);
+    let no_claim = replacement.as_ref().and_then(|choice| choice.as_ref().err().copied());
+    let claim =
+        replacement.and_then(Result::ok).map(|claim| marks::ensure_claim(facts, stage, claim));
+
+    let wanted: Vec<Step> = marks::fence(facts, stage)
+        .into_iter()
+        .chain(marks::holds(facts, policy, stage))
+        .chain(marks::termination_time(facts, policy, stage))
+        .chain(marks::prepare(facts, policy, stage))
+        .chain(claim)
+        .chain(drain::drains(facts, policy, stage, now))
+        .chain(proofs(facts, now))
+        .chain(marks::unholds(facts, stage))
+        .chain(marks::take_backs(facts, stage))
+        .chain(marks::claims(facts, &policy.replacement, stage, now))
+        .chain(close(facts, stage))
+        .collect();
+    let (steps, withheld) = wanted.into_iter().partition(|step| is_allowed(facts, policy, step));
+    let (steps, refused) = check::cluster(steps, facts, policy, now);
+    let next = try_again(wake::next(facts, policy, stage, now), &steps, now);
+    Plan { steps, withheld, refused, no_claim, next }
 }
 
 /// Decides whether the end of a pod without an interruption is proven: at most one Ended step.
 pub fn pod_end(facts: &PodEndFacts, now: Timestamp) -> Plan {
-    let _ = (facts, now);
-    Plan {
-        steps: Vec::new(),
-        withheld: Vec::new(),
-        refused: Vec::new(),
-        no_claim: None,
-        next: Next::OnChange,
+    let witness =
+        Witness { workload: &facts.workload, node: &facts.node, fate: facts.fate, deadline: None };
+    let steps: Vec<Step> = ended(&witness, now).into_iter().collect();
+    let silence = facts.workload.pod.ending.ends_at().map(|ends_at| later(ends_at, SILENCE));
+    let next = match facts.workload.gate {
+        Gate::Open { .. } => Next::Never,
+        Gate::Closed | Gate::Unknown => {
+            silence.filter(|moment| *moment > now).map_or(Next::OnChange, Next::At)
+        }
+    };
+    let next = try_again(next, &steps, now);
+    Plan { steps, withheld: Vec::new(), refused: Vec::new(), no_claim: None, next }
+}
+
+fn proofs(facts: &ClusterFacts, now: Timestamp) -> impl Iterator<Item = Step> {
+    facts.workloads.values().filter_map(move |workload| {
+        let deadline = facts.signals.deadline();
+        ended(&Witness { workload, node: &facts.node, fate: facts.fate, deadline }, now)
+    })
+}
+
+fn ended(witness: &Witness, now: Timestamp) -> Option<Step> {
+    let workload = witness.workload;
+    match workload.gate {
+        Gate::Closed => (),
+        Gate::Open { .. } | Gate::Unknown => return None,
+    }
+    let job_key = workload.job_key.clone()?;
+    let proof = witness.proof(now)?;
+    let action = Action::Ended { pod: workload.pod.pod.clone(), job_key, proof };
+    Some(Step { action, reason: Reason::Proven })
+}
+
+fn close(facts: &ClusterFacts, stage: Stage) -> Option<Step> {
+    let phase = match facts.signals.deadline() {
+        Some(_) => progress::end_phase(facts),
+        None => Phase::Withdrawn,
+    };
+    (stage == Stage::Over).then_some(Step { action: Action::Close { phase }, reason: Reason::Over })
+}
+
+/// Observe mode and a pause allow nothing but records; a paused namespace, nothing for its pods.
+fn is_allowed(facts: &ClusterFacts, policy: &Policy, step: &Step) -> bool {
+    if step.action.only_records() {
+        return true;
+    }
+    let namespace_paused = step
+        .action
+        .pod()
+        .and_then(|pod| facts.workloads.get(&pod.uid))
+        .is_some_and(|workload| workload.paused == Pause::On);
+    policy.mode == OperatingMode::Protect && facts.paused != Pause::On && !namespace_paused
+}
+
+/// A step that fails may leave every fact as it was.
+fn try_again(next: Next, steps: &[Step], now: Timestamp) -> Next {
+    if steps.is_empty() {
+        return next;
+    }
+    let again = later(now, LOOK_AGAIN);
+    match next {
+        Next::At(moment) => Next::At(moment.min(again)),
+        Next::OnChange | Next::Never => Next::At(again),
     }
 }
 
@@ -387,3 +471,6 @@ impl fmt::Display for Ours {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

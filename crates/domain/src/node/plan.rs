@@ -5,11 +5,14 @@ use std::fmt;
 use jiff::Timestamp;
 use serde::Serialize;
 
+use crate::check;
 use crate::check::Refused;
 use crate::cluster::plan::Next;
 use crate::deadline::Deadline;
 use crate::ids::PodRef;
 use crate::node::facts::NodeFacts;
+use crate::node::moment::Moment;
+use crate::node::moment::confirm_release;
 use crate::policy::Policy;
 use crate::workload::Proof;
 use crate::workload::Purpose;
@@ -162,14 +165,24 @@ pub enum Reason {
 
 /// Decides what to do now. Same facts, same policy, same moment: same plan.
 pub fn plan(facts: &NodeFacts, policy: &Policy, now: Timestamp) -> Plan {
-    let _ = (facts, policy, now);
-    Plan {
-        steps: Vec::new(),
-        withheld: Vec::new(),
-        refused: Vec::new(),
-        hand: Hand::Idle,
-        next: Next::OnChange,
-    }
+    let moment = Moment { facts, policy, now };
+    let workloads = || facts.workloads.values().filter(|one| one.mode.is_protected());
+    let wanted: Vec<Step> = workloads()
+        .filter_map(|workload| moment.thaw(workload))
+        .chain(workloads().filter_map(|workload| moment.call_off(workload)))
+        .chain(workloads().filter_map(|workload| moment.ask(workload)))
+        .chain(moment.saves())
+        .chain(workloads().filter_map(|workload| moment.freeze(workload)))
+        .chain(workloads().filter_map(confirm_release))
+        .chain(workloads().filter_map(|workload| moment.allow_restore(workload)))
+        .chain(workloads().filter_map(|workload| moment.report(workload)))
+        .collect();
+    let (steps, withheld) = wanted.into_iter().partition(|step| moment.is_allowed(step));
+    let (steps, refused) = check::node(steps, facts, policy, now);
+    let busy = workloads().any(|workload| moment.is_in_hand(workload));
+    let hand = if busy { Hand::Busy } else { Hand::Idle };
+    let next = moment.next(&steps);
+    Plan { steps, withheld, refused, hand, next }
 }
 
 impl Action {
