@@ -1,35 +1,26 @@
 //! The command line: what was asked for, and with which exit code it ends.
 
+mod ask;
+mod service;
+
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io;
 use std::io::Write;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
 use clap::Parser;
 use clap::Subcommand;
-use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
-use tracing::info;
-use tracing::warn;
 
-use crate::clock::Clock;
-use crate::commands::check_config;
-use crate::commands::crds;
+use crate::commands::CommandError;
 use crate::config::Config;
 use crate::config::Program;
 use crate::config::Sources;
 use crate::error::Chain;
-use crate::metrics;
-use crate::offload::Offload;
-use crate::shutdown::Shutdown;
-use crate::telemetry;
-use crate::wiring;
-use crate::wiring::AgentClients;
-use crate::wiring::ControllerClients;
+use crate::wiring::ConnectError;
 
 /// Exit code of a wrong flag: `EX_USAGE` of sysexits.
 pub const USAGE: u8 = 64;
@@ -68,6 +59,33 @@ enum Command {
     Controller,
     /// Runs the node's side: metadata, workloads, saving and restoring, release.
     Agent,
+    /// Shows what is going on, and what is saved.
+    Status(Output),
+    /// Checks what can be checked before the first interruption, and says what to do.
+    Doctor(Output),
+    /// What lies in the bucket.
+    Checkpoints {
+        #[command(subcommand)]
+        command: Checkpoints,
+    },
+    /// Stops everything but recording: for all, a namespace or a node.
+    Pause {
+        /// Act again.
+        #[arg(long)]
+        off: bool,
+        /// Only this namespace's pods.
+        #[arg(long, conflicts_with = "node")]
+        namespace: Option<String>,
+        /// Only this node.
+        #[arg(long)]
+        node: Option<String>,
+    },
+    /// Takes back every mark of ours: taints, cordons, holds, pauses.
+    Cleanup {
+        /// Only say what would be taken back.
+        #[arg(long)]
+        dry_run: bool,
+    },
     /// Prints both resource definitions as YAML.
     Crds,
     /// Reads the configuration and shows every fault.
@@ -81,6 +99,27 @@ enum Command {
     },
 }
 
+/// What is asked of the bucket.
+#[derive(Debug, Subcommand)]
+enum Checkpoints {
+    /// The newest checkpoint of every job key.
+    Ls {
+        /// Only this namespace's.
+        #[arg(long)]
+        namespace: Option<String>,
+        #[command(flatten)]
+        output: Output,
+    },
+}
+
+/// For whom the answer is.
+#[derive(Clone, Copy, Debug, Args)]
+struct Output {
+    /// Print JSON, for programs.
+    #[arg(long)]
+    json: bool,
+}
+
 /// Why a command came to nothing, with its exit code.
 #[derive(Debug)]
 struct Failure {
@@ -91,6 +130,18 @@ struct Failure {
 impl Failure {
     fn new(code: u8, error: &(dyn std::error::Error + 'static)) -> Self {
         Self { code, text: Chain(error).to_string() }
+    }
+}
+
+impl From<ConnectError> for Failure {
+    fn from(error: ConnectError) -> Self {
+        Self::new(UNAVAILABLE, &error)
+    }
+}
+
+impl From<CommandError> for Failure {
+    fn from(error: CommandError) -> Self {
+        Self::new(UNAVAILABLE, &error)
     }
 }
 
@@ -117,14 +168,24 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 fn dispatch(cli: Cli) -> Result<(), Failure> {
     let settings = &cli.settings;
     match cli.command {
-        Command::Controller => controller(load(Program::Controller, settings)?),
-        Command::Agent => agent(load(Program::Agent, settings)?),
-        Command::Crds => print(&crds::yaml()),
-        Command::CheckConfig { document: true, .. } => print(&crate::config::document()),
-        Command::CheckConfig { agent, .. } => {
-            let program = if agent { Program::Agent } else { Program::Controller };
-            print(&check_config::summary(&load(program, settings)?))
+        Command::Controller => service::controller(settings),
+        Command::Agent => service::agent(settings),
+        Command::Status(output) => runtime()?.block_on(ask::status(settings, output)),
+        Command::Doctor(output) => runtime()?.block_on(ask::doctor(settings, output)),
+        Command::Checkpoints { command } => {
+            runtime()?.block_on(ask::checkpoints(settings, command))
         }
+        Command::Pause { off, namespace, node } => {
+            let wish = ask::pause_wish(off);
+            runtime()?.block_on(ask::pause(settings, wish, namespace, node))
+        }
+        Command::Cleanup { dry_run } => {
+            runtime()?.block_on(ask::cleanup(settings, ask::cleanup_wish(dry_run)))
+        }
+        Command::Crds => ask::crds(),
+        Command::CheckConfig { document: true, .. } => ask::document(),
+        Command::CheckConfig { agent: true, .. } => ask::check_config(settings, Program::Agent),
+        Command::CheckConfig { .. } => ask::check_config(settings, Program::Controller),
     }
 }
 
@@ -146,76 +207,8 @@ fn load(program: Program, settings: &Settings) -> Result<Config, Failure> {
     Config::load(program, &sources).map_err(|faults| Failure::new(CONFIG, &faults))
 }
 
-fn controller(config: Config) -> Result<(), Failure> {
-    service("controller", config, async |config, shutdown| {
-        let clients = ControllerClients::connect(&config).await.map_err(unavailable)?;
-        let run = wiring::controller(config, clients, Clock::system(), shutdown).await;
-        run.map_err(|error| Failure::new(UNAVAILABLE, &error))
-    })
-}
-
-fn agent(config: Config) -> Result<(), Failure> {
-    service("agent", config, async |config, shutdown| {
-        let clients = AgentClients::connect(&config).await.map_err(unavailable)?;
-        let runtime = wiring::Runtime { clock: Clock::system(), offload: Offload::Threads };
-        let run = wiring::agent(config, clients, runtime, shutdown).await;
-        run.map_err(|error| Failure::new(UNAVAILABLE, &error))
-    })
-}
-
-/// Runs `program` beside the admin server until it ends by itself, or SIGTERM ends it.
-fn service(
-    name: &'static str,
-    config: Config,
-    program: impl AsyncFnOnce(Config, Shutdown) -> Result<(), Failure>,
-) -> Result<(), Failure> {
-    telemetry::init(&config.log);
-    runtime()?.block_on(async {
-        info!(program = name, version = env!("CARGO_PKG_VERSION"), config = ?config, "started");
-        for warning in &config.warnings {
-            warn!("{warning}");
-        }
-        let shutdown = Shutdown::new();
-        let admin = admin(config.admin.listen, shutdown.clone()).await?;
-        let ended = tokio::select! {
-            biased;
-            () = shutdown.at_once() => Ok(()),
-            ended = program(config, shutdown.clone()) => ended,
-            Err(error) = shutdown.listen() => Err(Failure::new(BROKEN, &error)),
-            Err(error) = admin => Err(Failure::new(UNAVAILABLE, &error)),
-        };
-        info!(program = name, "ended");
-        ended
-    })
-}
-
-async fn admin(
-    listen: SocketAddr,
-    shutdown: Shutdown,
-) -> Result<impl Future<Output = io::Result<()>>, Failure> {
-    match TcpListener::bind(listen).await {
-        Ok(listener) => {
-            let until = async move { shutdown.at_once().await };
-            Ok(telemetry::serve(listener, metrics::render, until))
-        }
-        Err(error) => {
-            let text = format!("`admin.listen` {listen} was not bound: {error}");
-            Err(Failure { code: UNAVAILABLE, text })
-        }
-    }
-}
-
 fn runtime() -> Result<Runtime, Failure> {
     Runtime::new().map_err(|error| Failure::new(UNAVAILABLE, &error))
-}
-
-fn unavailable(error: wiring::ConnectError) -> Failure {
-    Failure::new(UNAVAILABLE, &error)
-}
-
-fn print(text: &str) -> Result<(), Failure> {
-    let written = io::stdout().write_all(text.as_bytes());
-    written.map_err(|error| Failure::new(UNAVAILABLE, &error))
 }
 
 fn setting(text: &str) -> Result<(String, String), String> {

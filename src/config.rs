@@ -2,6 +2,7 @@
 
 mod keys;
 mod read;
+mod selector;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -13,6 +14,7 @@ use lifeboat_domain::policy::Policy;
 pub use keys::document;
 pub use read::Fault;
 pub use read::Faults;
+pub use selector::NodeSelector;
 
 /// Which program reads the configuration: it decides which keys must be there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,8 +75,8 @@ pub struct Config {
 /// Which nodes are ours to care for.
 #[derive(Clone, Debug)]
 pub struct Nodes {
-    /// A label selector, as `kubectl -l` takes it; empty means GPU Spot nodes.
-    pub selector: String,
+    /// By their labels; GPU Spot nodes where nothing is set.
+    pub selector: NodeSelector,
 }
 
 /// Where the API server is.

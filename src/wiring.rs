@@ -1,6 +1,7 @@
 //! Puts the programs together: clients from the configuration, and the services over any clients.
 
 mod connect;
+mod reach;
 
 use std::sync::Arc;
 
@@ -24,6 +25,8 @@ pub use connect::ConnectError;
 pub use connect::bucket;
 pub use connect::kubernetes;
 pub use connect::queue;
+pub use reach::reach_agent;
+pub use reach::reach_controller;
 
 /// Requests to the API server that an agent has in flight at a time.
 const AGENT_SLOTS: usize = 8;

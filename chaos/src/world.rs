@@ -14,16 +14,25 @@ use crate::world::cluster::Cluster;
 use crate::world::cluster::audit::Audit;
 use crate::world::instances::Instances;
 use crate::world::machines::Machines;
+use crate::world::offerings::Offerings;
 use crate::world::queue::Queues;
 
+pub mod behave;
 pub mod bucket;
+pub mod budgets;
+pub mod build;
 pub mod cluster;
+pub mod daemons;
+pub mod ec2;
 pub mod instances;
+pub mod jobs;
 pub mod karpenter;
 pub mod kubelet;
 pub mod machines;
+pub mod offerings;
 pub mod queue;
 pub mod runtime;
+pub mod scheduler;
 pub mod workloads;
 
 /// A handle to the simulated world: cheap to clone, and every clone is the same world.
@@ -46,6 +55,8 @@ pub struct State {
     pub machines: Machines,
     /// What EC2 knows.
     pub instances: Instances,
+    /// What EC2 has to sell.
+    pub offerings: Offerings,
     /// What SQS knows.
     pub queues: Queues,
     /// What S3 knows.
@@ -62,6 +73,7 @@ impl World {
             cluster: Cluster::new(seed),
             machines: Machines::default(),
             instances: Instances::default(),
+            offerings: Offerings::default(),
             queues: Queues::default(),
             bucket: Bucket::default(),
             random: fastrand::Rng::with_seed(seed),

@@ -1,1 +1,214 @@
-//! (to be written)
+//! `lifeboat status`: what is going on, and what is saved.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use kube::Api;
+use kube::Client;
+use kube::ResourceExt;
+use lifeboat_domain::deadline::Deadline;
+use serde::Serialize;
+
+use crate::commands::CommandError;
+use crate::commands::list;
+use crate::commands::table::Table;
+use crate::commands::table::ago;
+use crate::commands::table::bytes;
+use crate::commands::table::or_dash;
+use crate::commands::table::since;
+use crate::commands::table::span;
+use crate::crd::node_interruption::NodeInterruption;
+use crate::crd::node_interruption::SaveState;
+use crate::crd::node_interruption::Workload;
+use crate::crd::workload_checkpoint::WorkloadCheckpoint;
+
+/// Everything that we have recorded.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Status {
+    /// Interruptions, open ones first, then the newest.
+    pub interruptions: Vec<NodeInterruption>,
+    /// What is saved, by namespace and key.
+    pub checkpoints: Vec<WorkloadCheckpoint>,
+}
+
+/// Reads both records.
+pub async fn read(client: &Client) -> Result<Status, CommandError> {
+    let mut interruptions: Vec<NodeInterruption> =
+        list(&Api::all(client.clone()), "the list of interruptions").await?;
+    interruptions.sort_by_key(|record| {
+        let closed = record.status.as_ref().is_some_and(|status| status.closed_at.is_some());
+        (closed, std::cmp::Reverse(record.creation_timestamp()), record.name_any())
+    });
+    let mut checkpoints: Vec<WorkloadCheckpoint> =
+        list(&Api::all(client.clone()), "the list of checkpoints").await?;
+    checkpoints.sort_by_key(|index| (index.namespace(), index.spec.job_key.clone()));
+    Ok(Status { interruptions, checkpoints })
+}
+
+/// As a person reads it.
+pub fn table(status: &Status, now: Timestamp) -> String {
+    let mut text = String::new();
+    if status.interruptions.is_empty() {
+        text.push_str("no interruptions\n");
+    }
+    for record in &status.interruptions {
+        text.push_str(&interruption(record, now));
+        text.push('\n');
+    }
+    text.push_str(&checkpoints(&status.checkpoints, now));
+    text
+}
+
+/// As a program reads it.
+pub fn json(status: &Status) -> String {
+    let text = serde_json::to_string_pretty(status).expect("records are plain data");
+    format!("{text}\n")
+}
+
+fn interruption(record: &NodeInterruption, now: Timestamp) -> String {
+    let status = record.status.clone().unwrap_or_default();
+    let notice = noticed(record);
+    let saved = |workload: &&Workload| {
+        workload.save.as_ref().is_some_and(|save| save.state == SaveState::Durable)
+    };
+    let count = status.workloads.len();
+    let durable = status.workloads.values().filter(saved).count();
+    let left = match (status.closed_at, status.deadline) {
+        (None, Some(deadline)) => format!("{} left", span(Deadline::new(deadline).left(now))),
+        (_, _) => status
+            .slack
+            .as_ref()
+            .map_or_else(|| "-".to_owned(), |slack| format!("{slack} to spare")),
+    };
+    let mut head =
+        Table::new("", &["INSTANCE", "NODE", "PHASE", "HEARD", "TIME", "SAVED", "BYTES"]);
+    head.add([
+        record.name_any(),
+        record.spec.node.clone(),
+        or_dash(status.phase.as_ref()),
+        or_dash(notice.map(|notice| ago(notice, now))),
+        left,
+        format!("{durable} of {count}"),
+        or_dash(status.bytes.map(bytes)),
+    ]);
+    format!("{}{}", head.render(), workloads(&status.workloads, notice))
+}
+
+fn workloads(workloads: &BTreeMap<String, Workload>, notice: Option<Timestamp>) -> String {
+    if workloads.is_empty() {
+        return String::new();
+    }
+    let heading = ["POD", "MODE", "SAVE", "STEP", "BYTES", "DURABLE", "ENDED", "RELEASED"];
+    let mut table = Table::new("  ", &heading);
+    for workload in workloads.values() {
+        let save = workload.save.as_ref();
+        let ended = workload.drain.as_ref().map(|drain| {
+            format!("{} {} {}", drain.by, since(notice, Some(drain.decided)), drain.reason)
+        });
+        let released = workload.release.as_ref().and_then(|release| release.released_at);
+        table.add([
+            format!("{}/{}", workload.namespace, workload.pod),
+            or_dash(workload.mode.as_ref()),
+            or_dash(save.map(|save| save.state)),
+            or_dash(save.and_then(|save| save.step)),
+            or_dash(save.and_then(|save| save.bytes).map(bytes)),
+            since(notice, save.and_then(|save| save.durable_at)),
+            or_dash(ended),
+            since(notice, released),
+        ]);
+    }
+    table.render()
+}
+
+fn checkpoints(indexes: &[WorkloadCheckpoint], now: Timestamp) -> String {
+    if indexes.is_empty() {
+        return "no checkpoints\n".to_owned();
+    }
+    let mut table =
+        Table::new("", &["NAMESPACE", "KEY", "EPOCH", "STEP", "BYTES", "SAVED", "STATE"]);
+    for index in indexes {
+        let status = index.status.clone().unwrap_or_default();
+        let newest = status.newest.as_ref();
+        table.add([
+            index.namespace().unwrap_or_default(),
+            index.spec.job_key.clone(),
+            or_dash(newest.map(|newest| newest.epoch)),
+            or_dash(newest.and_then(|newest| newest.step)),
+            or_dash(newest.map(|newest| bytes(newest.bytes))),
+            or_dash(newest.map(|newest| ago(newest.durable_at, now))),
+            if status.finished == Some(true) { "finished" } else { "open" }.to_owned(),
+        ]);
+    }
+    table.render()
+}
+
+/// T0: the earliest signal that names a deadline, or the earliest of all.
+fn noticed(record: &NodeInterruption) -> Option<Timestamp> {
+    let signals = record.spec.signals.values();
+    let notices = signals.clone().filter(|signal| signal.deadline.is_some());
+    let earliest = notices.map(|signal| signal.time).min();
+    earliest.or_else(|| signals.map(|signal| signal.time).min())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn record() -> NodeInterruption {
+        let at = |second: u32| format!("2026-11-22T12:00:{second:02}Z");
+        serde_json::from_value(json!({
+            "apiVersion": "lifeboat.dev/v1alpha1",
+            "kind": "NodeInterruption",
+            "metadata": {"name": "i-1"},
+            "spec": {"node": "gpu-1", "zone": "eu-central-1a", "signals": {
+                "queue-interruption": {
+                    "source": "queue", "kind": "interruption", "time": at(0),
+                    "deadline": "2026-11-22T12:02:00Z", "heardAt": at(1), "heardBy": "c-0",
+                },
+            }},
+            "status": {
+                "phase": "Draining",
+                "deadline": "2026-11-22T12:02:00Z",
+                "bytes": 1 << 29,
+                "workloads": {
+                    "u-1": {
+                        "namespace": "team", "pod": "train-0", "mode": "sdk",
+                        "save": {
+                            "state": "Durable", "epoch": 2, "step": 8412, "bytes": 1 << 29,
+                            "durableAt": at(38),
+                        },
+                        "drain": {
+                            "decided": at(39), "by": "Evict", "reason": "Durable", "grace": 15,
+                        },
+                    },
+                    "u-2": {"namespace": "team", "pod": "train-1", "save": {"state": "Saving"}},
+                },
+            },
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn a_person_sees_who_is_saved_and_what_is_left() {
+        let status = Status { interruptions: vec![record()], checkpoints: Vec::new() };
+        let now = "2026-11-22T12:00:40Z".parse().unwrap();
+        let expected = "\
+INSTANCE  NODE   PHASE     HEARD     TIME       SAVED   BYTES
+i-1       gpu-1  Draining  40 s ago  80 s left  1 of 2  512.0 MiB
+  POD           MODE  SAVE     STEP  BYTES      DURABLE  ENDED                 RELEASED
+  team/train-0  sdk   Durable  8412  512.0 MiB  T+38 s   Evict T+39 s Durable  -
+  team/train-1  -     Saving   -     -          -        -                     -
+
+no checkpoints
+";
+        assert_eq!(table(&status, now), expected);
+    }
+
+    #[test]
+    fn nothing_at_all_is_said_too() {
+        let now = Timestamp::UNIX_EPOCH;
+        assert_eq!(table(&Status::default(), now), "no interruptions\nno checkpoints\n");
+    }
+}

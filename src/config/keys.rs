@@ -28,6 +28,7 @@ use super::Kubernetes;
 use super::Lease;
 use super::Log;
 use super::LogFormat;
+use super::NodeSelector;
 use super::Nodes;
 use super::Program;
 use super::Queue;
@@ -345,7 +346,9 @@ fn config(reader: &mut Reader) -> Config {
         cluster: reader.value("cluster", String::new(), label),
         account: reader.optional("account", account),
         namespace: reader.value("namespace", String::new(), label),
-        nodes: Nodes { selector: reader.value("nodes.selector", String::new(), line) },
+        nodes: Nodes {
+            selector: reader.value("nodes.selector", NodeSelector::GpuSpot, NodeSelector::parse),
+        },
         kubernetes: Kubernetes { server: reader.optional("kubernetes.server", url) },
         queue: queue(reader),
         store: store(reader, &region),
@@ -559,10 +562,6 @@ fn prefix(text: &str) -> Option<String> {
 fn absolute(text: &str) -> Option<PathBuf> {
     let path = PathBuf::from(text);
     path.is_absolute().then_some(path)
-}
-
-fn line(text: &str) -> Option<String> {
-    (!text.contains(char::is_control)).then(|| text.to_owned())
 }
 
 fn filter(text: &str) -> Option<String> {

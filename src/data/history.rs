@@ -145,7 +145,11 @@ impl History {
     /// Creates the epoch that a manifest names. This is the commit: it comes last.
     ///
     /// Whoever comes second learns whose the number is, and never tries the next one.
-    pub async fn create(&self, manifest: &Manifest, by: Deadline) -> Result<Written, HistoryError> {
+    pub async fn create(
+        &self,
+        manifest: &Manifest,
+        by: Deadline,
+    ) -> Result<Written, HistoryError> {
         let epoch = manifest.epoch;
         let path = Path::from(self.keys.manifest(epoch));
         let bytes = Bytes::from(manifest.to_bytes());

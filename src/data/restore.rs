@@ -309,7 +309,8 @@ async fn read(
     let bytes = means.history.store().read_chunk(&path, chunk, by).await;
     let bytes = bytes.map_err(|source| RestoreError::Chunk { offset, source })?;
     let write = move || ring.write(slot, &bytes);
-    let written = if chunk.bytes <= INLINE_MAX { write() } else { means.offload.run(write).await };
+    let written =
+        if chunk.bytes <= INLINE_MAX { write() } else { means.offload.run(write).await };
     written.map_err(RestoreError::Ring)?;
     turn.moved();
     Ok((slot, offset, chunk.bytes))
@@ -344,7 +345,11 @@ async fn origin(means: &Means, wish: Wish, newest: &Manifest) -> Result<Origin, 
     Ok(Origin::State(Box::new(state)))
 }
 
-async fn state_of(means: &Means, newest: &Manifest, epoch: u64) -> Result<Manifest, RestoreError> {
+async fn state_of(
+    means: &Means,
+    newest: &Manifest,
+    epoch: u64,
+) -> Result<Manifest, RestoreError> {
     if newest.epoch == epoch && newest.kind == Kind::Save {
         return Ok(newest.clone());
     }

@@ -17,7 +17,6 @@ use crate::world::cluster::resource::Resource;
 pub mod admission;
 pub mod apply;
 pub mod audit;
-pub mod build;
 pub mod delete;
 pub mod eviction;
 pub mod fields;
@@ -43,6 +42,7 @@ pub struct Cluster {
     oldest: u64,
     breaks: u64,
     objects: BTreeMap<Resource, BTreeMap<Key, Arc<Value>>>,
+    newest: BTreeMap<Resource, u64>,
     changes: VecDeque<Change>,
 }
 
@@ -105,6 +105,7 @@ impl Cluster {
             oldest: 0,
             breaks: 0,
             objects: BTreeMap::new(),
+            newest: BTreeMap::new(),
             changes: VecDeque::new(),
         };
         for namespace in ["default", "kube-system", "lifeboat-system"] {
@@ -140,6 +141,11 @@ impl Cluster {
     /// The newest version; every change makes a new one.
     pub fn version(&self) -> u64 {
         self.version
+    }
+
+    /// The version of the last change of any of these kinds.
+    pub fn newest_of(&self, kinds: &[Resource]) -> u64 {
+        kinds.iter().filter_map(|kind| self.newest.get(kind)).copied().max().unwrap_or_default()
     }
 
     /// The oldest version that a watch may start from.
@@ -215,6 +221,7 @@ impl Cluster {
     }
 
     fn remember(&mut self, change: Change) {
+        self.newest.insert(change.resource, change.version);
         self.changes.push_back(change);
         while self.changes.len() > HISTORY {
             if let Some(forgotten) = self.changes.pop_front() {

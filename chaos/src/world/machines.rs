@@ -87,6 +87,12 @@ impl Machines {
         self.machines.iter().map(|(node, machine)| (node.as_str(), machine))
     }
 
+    /// The machine of an instance is gone, with all that ran on it.
+    pub fn die(&mut self, instance: &str) {
+        let own = self.machines.values_mut().filter(|machine| machine.instance == instance);
+        own.for_each(|machine| machine.alive = false);
+    }
+
     /// A process id that no process in this world has had; for virtual workloads.
     pub fn new_pid(&mut self) -> u32 {
         const FIRST: u32 = 10_000;

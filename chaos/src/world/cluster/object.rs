@@ -122,6 +122,13 @@ pub struct Condition<'a> {
     pub message: &'a str,
 }
 
+impl<'a> Condition<'a> {
+    /// A condition that needs no reason.
+    pub fn plain(kind: &'a str, status: &'a str) -> Self {
+        Self { kind, status, reason: "", message: "" }
+    }
+}
+
 /// Sets a path, making the maps on the way. Lists on the way are not entered.
 pub fn set(object: &mut Value, path: &str, value: Value) {
     let mut place = object;

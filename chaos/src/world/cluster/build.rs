@@ -1,1 +1,0 @@
-//! Objects for scenarios and tests: valid ones to start from.

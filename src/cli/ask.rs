@@ -1,0 +1,137 @@
+//! The commands that ask, print an answer and end.
+
+use std::io;
+use std::io::Write;
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use super::CONFIG;
+use super::Checkpoints;
+use super::Failure;
+use super::Output;
+use super::Settings;
+use super::UNAVAILABLE;
+use super::load;
+use crate::clock::Clock;
+use crate::commands::check_config;
+use crate::commands::checkpoints as bucket;
+use crate::commands::cleanup as marks;
+use crate::commands::crds as definitions;
+use crate::commands::doctor as checks;
+use crate::commands::pause as pauses;
+use crate::commands::status as records;
+use crate::config::Config;
+use crate::config::Program;
+use crate::wiring;
+
+/// How long the API server may be silent: a person waits.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+pub(super) fn crds() -> Result<(), Failure> {
+    print(&definitions::yaml())
+}
+
+pub(super) fn document() -> Result<(), Failure> {
+    print(&crate::config::document())
+}
+
+pub(super) fn check_config(settings: &Settings, program: Program) -> Result<(), Failure> {
+    print(&check_config::summary(&load(program, settings)?))
+}
+
+pub(super) async fn status(settings: &Settings, output: Output) -> Result<(), Failure> {
+    let config = load(Program::Command, settings)?;
+    let status = records::read(&client(&config).await?).await?;
+    output.print(|| records::table(&status, now()), || records::json(&status))
+}
+
+pub(super) async fn doctor(settings: &Settings, output: Output) -> Result<(), Failure> {
+    let config = load(Program::Controller, settings)?;
+    let clients = checks::Clients {
+        kube: client(&config).await?,
+        sqs: wiring::queue(&config.queue, &config.region).await,
+        store: wiring::bucket(&config.store)?,
+    };
+    let findings = checks::examine(&config, &clients).await;
+    output.print(|| checks::table(&findings), || checks::json(&findings))?;
+    match checks::worst(&findings) {
+        checks::Health::Green | checks::Health::Yellow => Ok(()),
+        checks::Health::Red => {
+            Err(Failure { code: CONFIG, text: "some of it will not work".to_owned() })
+        }
+    }
+}
+
+pub(super) async fn checkpoints(settings: &Settings, command: Checkpoints) -> Result<(), Failure> {
+    let Checkpoints::Ls { namespace, output } = command;
+    let config = load(Program::Bucket, settings)?;
+    let store = wiring::bucket(&config.store)?;
+    let rows = bucket::newest(&*store, &bucket::Scope::new(&config, namespace)).await?;
+    output.print(|| bucket::table(&rows), || bucket::json(&rows))
+}
+
+pub(super) async fn pause(
+    settings: &Settings,
+    wish: pauses::Wish,
+    namespace: Option<String>,
+    node: Option<String>,
+) -> Result<(), Failure> {
+    let config = load(Program::Command, settings)?;
+    let target = match (namespace, node) {
+        (Some(namespace), _) => pauses::Target::Namespace(namespace),
+        (None, Some(node)) => pauses::Target::Node(node),
+        (None, None) => pauses::Target::All(config.namespace.clone()),
+    };
+    print(&pauses::set(&client(&config).await?, &target, wish).await?)
+}
+
+pub(super) fn pause_wish(off: bool) -> pauses::Wish {
+    if off { pauses::Wish::Resume } else { pauses::Wish::Pause }
+}
+
+pub(super) async fn cleanup(settings: &Settings, wish: marks::Wish) -> Result<(), Failure> {
+    let config = load(Program::Command, settings)?;
+    let report = marks::run(&client(&config).await?, wish).await?;
+    let none = "no marks of ours\n".to_owned();
+    let lines: String = report.lines.iter().map(|line| format!("{line}\n")).collect();
+    print(if lines.is_empty() { &none } else { &lines })?;
+    match report.failed {
+        0 => Ok(()),
+        failed => {
+            let text = format!("{failed} marks were not taken back. Run it again");
+            Err(Failure { code: UNAVAILABLE, text })
+        }
+    }
+}
+
+pub(super) fn cleanup_wish(dry_run: bool) -> marks::Wish {
+    if dry_run { marks::Wish::Name } else { marks::Wish::TakeBack }
+}
+
+impl Output {
+    fn print(
+        self,
+        text: impl FnOnce() -> String,
+        json: impl FnOnce() -> String,
+    ) -> Result<(), Failure> {
+        print(&if self.json { json() } else { text() })
+    }
+}
+
+async fn client(config: &Config) -> Result<kube::Client, Failure> {
+    Ok(wiring::kubernetes(&config.kubernetes, PATIENCE).await?)
+}
+
+fn now() -> Timestamp {
+    Clock::system().now()
+}
+
+fn print(text: &str) -> Result<(), Failure> {
+    match io::stdout().write_all(text.as_bytes()) {
+        Ok(()) => Ok(()),
+        // `lifeboat status | head` has seen enough.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        Err(error) => Err(Failure::new(UNAVAILABLE, &error)),
+    }
+}
