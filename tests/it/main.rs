@@ -4,6 +4,7 @@
 mod dependencies;
 mod documents;
 mod fake_nvml;
+mod faults;
 mod imds_wire;
 mod kube_wire;
 mod kubelet_wire;
