@@ -1,6 +1,7 @@
 //! Integration tests, one binary.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod commands;
 mod dependencies;
 mod documents;
 mod fake_nvml;

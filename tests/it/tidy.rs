@@ -110,36 +110,6 @@ fn every_crate_keeps_the_lints() {
 }
 
 #[test]
-fn every_metric_is_documented() {
-    let document = fs::read_to_string(root().join("docs/metrics.md")).unwrap();
-    for metric in lifeboat::metrics::described() {
-        let labels: Vec<String> = metric.labels.iter().map(|label| format!("`{label}`")).collect();
-        let labels = if labels.is_empty() { "—".to_owned() } else { labels.join(", ") };
-        let row = format!("| `{}` | {labels} | {} |", metric.name, metric.question);
-        assert!(document.contains(&row), "docs/metrics.md has no row\n{row}");
-    }
-}
-
-#[test]
-fn every_reason_is_documented() {
-    let document = fs::read_to_string(root().join("docs/metrics.md")).unwrap();
-    let mut missing = Vec::new();
-    for file in rust_files(&root().join("crates/domain/src")) {
-        let text = fs::read_to_string(&file).unwrap();
-        let Some((_, body)) = text.split_once("pub enum Reason {") else { continue };
-        let body = body.split("\n}").next().unwrap();
-        for line in body.lines().map(str::trim).filter(|line| line.starts_with(char::is_uppercase))
-        {
-            let name = words(line).next().unwrap();
-            if !document.contains(&format!("| `{name}` |")) {
-                missing.push(name.to_owned());
-            }
-        }
-    }
-    assert!(missing.is_empty(), "docs/metrics.md has no row for {missing:?}");
-}
-
-#[test]
 fn the_tree_names_no_machine() {
     let homes = [concat!("/ro", "ot/"), concat!("/ho", "me/"), concat!("/wo", "rk/")];
     for file in files(&root()) {
