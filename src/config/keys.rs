@@ -320,6 +320,9 @@ pub(super) fn load(program: Program, sources: &Sources) -> Result<Config, Faults
     require(program, &mut reader);
     let config = config(&mut reader);
     reader.faults.extend(together(&config));
+    if reader.faults.is_empty() {
+        reader.faults.extend(rules_of_domain(&config));
+    }
     match reader.faults.is_empty() {
         true => Ok(Config { warnings: reader.warnings, ..config }),
         false => Err(Faults(reader.faults)),
@@ -460,9 +463,7 @@ fn log(reader: &mut Reader) -> Log {
 /// Faults of values that are right alone and wrong together.
 fn together(config: &Config) -> Vec<Fault> {
     let faults = [shares(config), visibility(config), renewal(config), in_flight(config)];
-    let faults = faults.into_iter().chain([slot(config), others(config)]).flatten();
-    let faults: Vec<Fault> = faults.collect();
-    if faults.is_empty() { rules_of_domain(config) } else { faults }
+    faults.into_iter().chain([slot(config), others(config)]).flatten().collect()
 }
 
 /// What the domain says about its own knobs, should it know more than the rules here.

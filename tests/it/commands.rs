@@ -239,8 +239,7 @@ async fn doctor_is_green_where_all_is_well() {
         state.queues.create("ours", settings);
     });
     for (_, definition) in lifeboat::commands::crds::definitions() {
-        fixture
-            .put(resource::DEFINITION, serde_json::to_value(definition).unwrap());
+        fixture.put(resource::DEFINITION, serde_json::to_value(definition).unwrap());
     }
     fixture.put(resource::NODE, marked_node());
     let found = examine(&fixture).await;

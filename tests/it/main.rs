@@ -10,6 +10,7 @@ mod imds_wire;
 mod kube_wire;
 mod kubelet_wire;
 mod layers;
+mod program;
 mod s3_wire;
 mod served;
 mod sources;
