@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use lifeboat_domain::cluster::plan::Next;
 use lifeboat_domain::deadline::Deadline;
+use lifeboat_domain::deadline::elapsed;
 use lifeboat_domain::ids::NodeName;
 use lifeboat_domain::ids::NotAName;
 use lifeboat_domain::ids::PodUid;
@@ -81,6 +82,9 @@ const PASS_GAP: Duration = Duration::from_millis(20);
 
 /// Longest time between two passes, whatever the plan says.
 const PASS_MAX: Duration = Duration::from_secs(30);
+
+/// How long a pod is known after its end.
+const KEPT_AFTER_END: Duration = Duration::from_mins(2);
 
 /// How long the last reports may take once all else is done.
 const LAST_WORDS: Duration = Duration::from_secs(2);
@@ -313,8 +317,9 @@ impl Agent {
         }
     }
 
-    /// Forgets the pods that are over: kubelet took their volume or the API server has them no
-    /// more, and nothing interrupts the node, where all that happened is still to be told.
+    /// Forgets the pods that have been over for a while: kubelet took their volume or the API
+    /// server has them no more, and nothing interrupts the node, where all that happened is still
+    /// to be told. Until then their end is what lets a successor on this node through.
     fn sweep(&mut self, facts: &NodeFacts) {
         if facts.signals.deadline().is_some() {
             return;
@@ -325,6 +330,10 @@ impl Agent {
                 continue;
             }
             let uid = &pod.record.pod.uid;
+            let ended_at = self.observer.ended_at(uid).unwrap_or(facts.observed_at);
+            if elapsed(ended_at, facts.observed_at) < KEPT_AFTER_END {
+                continue;
+            }
             let saving = facts.workloads.get(uid).is_some_and(|known| {
                 !known.report.checkpoint.is_settled() && known.asked != node::facts::Asked::Nothing
             });

@@ -113,6 +113,11 @@ impl Observer {
         }
     }
 
+    /// When a pod's containers were first seen to have ended.
+    pub fn ended_at(&self, pod: &PodUid) -> Option<Timestamp> {
+        self.ended.get(pod).copied()
+    }
+
     /// Takes note that a pod was frozen or thawed by us.
     pub fn moved(&mut self, pod: &PodUid, quiet: Quiet) {
         self.motions.insert(pod.clone(), quiet);
@@ -155,7 +160,7 @@ impl Observer {
                 slices: slices(sources, pod),
             },
             size: known.and_then(|known| known.size),
-            quiet: self.quiet(uid, known),
+            quiet: self.quiet(uid, known, &containers),
             ending: ending(pod, seen, sources.objects.server()),
             containers,
             restore: restore(sources, known),
@@ -163,8 +168,13 @@ impl Observer {
         }
     }
 
-    fn quiet(&self, uid: &PodUid, known: Option<&Known>) -> Quiet {
-        let said = known.map_or(Quiet::Unknown, |known| known.quiet);
+    /// What has no session is quiet by our doing only.
+    fn quiet(&self, uid: &PodUid, known: Option<&Known>, containers: &Containers) -> Quiet {
+        let said = match known.map(|known| known.quiet) {
+            Some(Quiet::Unknown) | None if *containers == Containers::Running => Quiet::Running,
+            Some(said) => said,
+            None => Quiet::Unknown,
+        };
         match self.motions.get(uid) {
             Some(motion @ (Quiet::Frozen | Quiet::FrozenBefore | Quiet::Thawed)) => *motion,
             Some(Quiet::Running | Quiet::Parked | Quiet::Unknown) | None => said,

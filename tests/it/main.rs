@@ -2,15 +2,19 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod commands;
+mod csi;
 mod dependencies;
 mod documents;
 mod fake_nvml;
 mod faults;
+mod gpu;
+mod imds;
 mod imds_wire;
 mod kube_wire;
 mod kubelet_wire;
 mod layers;
 mod program;
+mod nvml;
 mod s3_wire;
 mod served;
 mod sources;
