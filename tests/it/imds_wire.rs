@@ -7,6 +7,10 @@ use http::Method;
 use http::Request;
 use http::Response;
 use jiff::Timestamp;
+use lifeboat::adapters::imds::Action;
+use lifeboat::adapters::imds::Imds;
+use lifeboat::adapters::imds::ImdsError;
+use lifeboat::adapters::imds::LifeCycle;
 use lifeboat::clock::Clock;
 use lifeboat_chaos::serve::bytes_service;
 use lifeboat_chaos::wire::BoxError;
@@ -164,4 +168,41 @@ async fn a_gone_instance_answers_nothing() {
     ask(&world, put_token("60")).await.unwrap();
     assert!(world.update(|state| state.instances.terminated(ID, now)));
     assert!(ask(&world, put_token("60")).await.is_err());
+}
+
+fn agent(world: &World) -> Imds {
+    Imds::new(bytes_service(&imds(world.clone(), ID)), "http://169.254.169.254")
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_agent_reads_what_there_is_and_takes_a_new_token_when_its_own_is_forgotten() {
+    let world = world();
+    let mut agent = agent(&world);
+    assert_eq!(agent.identity().await.unwrap().instance_id, ID);
+    assert_eq!(agent.life_cycle().await.unwrap(), LifeCycle::Spot);
+    assert_eq!(agent.instance_action().await.unwrap(), None);
+    assert_eq!(agent.rebalance().await.unwrap(), None);
+    announce(&world, 45);
+    world.update(|state| state.instances.get_mut(ID).unwrap().forget_tokens());
+    let notice = agent.instance_action().await.unwrap().unwrap();
+    assert_eq!(notice.action, Action::Terminate);
+    assert_eq!(notice.time, Some("2026-11-22T12:00:45Z".parse().unwrap()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_agent_never_takes_trouble_for_the_absence_of_a_notice() {
+    let world = world();
+    let mut agent = agent(&world);
+    let mode = |mode| world.update(|state| state.instances.get_mut(ID).unwrap().imds = mode);
+    mode(ImdsMode::TokenNeverAnswers);
+    let error = agent.instance_action().await.unwrap_err();
+    assert!(matches!(error, ImdsError::TokenUnanswered), "{error:?}");
+    mode(ImdsMode::Off);
+    let error = agent.instance_action().await.unwrap_err();
+    assert!(matches!(error, ImdsError::SwitchedOff), "{error:?}");
+    mode(ImdsMode::Throttled);
+    let error = agent.instance_action().await.unwrap_err();
+    assert!(matches!(error, ImdsError::Refused { .. }), "{error:?}");
+    mode(ImdsMode::Answers);
+    assert_eq!(agent.instance_action().await.unwrap(), None);
 }

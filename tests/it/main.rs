@@ -5,6 +5,7 @@ mod commands;
 mod csi;
 mod dependencies;
 mod documents;
+mod events;
 mod fake_nvml;
 mod faults;
 mod gpu;

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
+pub mod announce;
 pub mod events;
 
 /// All instances of the simulated region, by id.
