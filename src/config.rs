@@ -127,6 +127,8 @@ pub struct Lease {
     pub duration: Duration,
     /// How often it is renewed.
     pub renew: Duration,
+    /// Who this replica is; absent, a name is made up.
+    pub identity: Option<String>,
 }
 
 /// The agent on its node.

@@ -12,11 +12,14 @@ use crate::error::Classify;
 /// before `deadline`.
 ///
 /// An attempt in flight is not cut short: its caller bounds it by what is left.
-pub async fn until<T, E: Classify>(
+///
+/// An attempt is a plain future and not an `AsyncFnMut`, whose futures the compiler cannot yet
+/// prove to be `Send` in a spawned task.
+pub async fn until<T, E: Classify, F: Future<Output = Result<T, E>>>(
     deadline: Deadline,
     pauses: impl Iterator<Item = Duration>,
     clock: &Clock,
-    mut attempt: impl AsyncFnMut() -> Result<T, E>,
+    mut attempt: impl FnMut() -> F,
 ) -> Result<T, E> {
     for pause in pauses {
         let error = match attempt().await {
@@ -35,6 +38,8 @@ pub async fn until<T, E: Classify>(
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use jiff::Timestamp;
 
     use super::*;
@@ -58,13 +63,13 @@ mod tests {
         let clock = Clock::starting_at(Timestamp::UNIX_EPOCH, 0);
         let deadline = Deadline::after(clock.now(), Duration::from_secs(left));
         let pauses = [1, 2, 4].into_iter().map(Duration::from_secs);
-        let mut tried = 0;
-        let outcome = until(deadline, pauses, &clock, async || {
-            tried += 1;
-            if tried > failures { Ok(()) } else { Err(NotDone(class)) }
+        let tried = &Cell::new(0);
+        let outcome = until(deadline, pauses, &clock, || async move {
+            tried.set(tried.get() + 1);
+            if tried.get() > failures { Ok(()) } else { Err(NotDone(class)) }
         })
         .await;
-        (tried, outcome.is_ok())
+        (tried.get(), outcome.is_ok())
     }
 
     #[tokio::test(start_paused = true)]

@@ -16,6 +16,7 @@ use crate::agent::workloads::Means;
 use crate::agent::workloads::Place;
 use crate::clock::Clock;
 use crate::config::Config;
+use crate::controller;
 use crate::data::scheduler::Limits;
 use crate::data::scheduler::Scheduler;
 use crate::offload::Offload;
@@ -84,8 +85,15 @@ pub async fn controller(
     clock: Clock,
     shutdown: Shutdown,
 ) -> Result<(), RunError> {
-    drop((config, clients, clock));
-    shutdown.requested().await;
+    let parts = controller::Parts {
+        kube: clients.kube,
+        first_aid: clients.first_aid,
+        sqs: clients.sqs,
+        store: clients.store,
+        clock,
+        config,
+    };
+    controller::run(parts, shutdown).await;
     Ok(())
 }
 

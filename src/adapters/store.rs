@@ -235,19 +235,22 @@ impl Store {
         }
     }
 
-    async fn until<T>(
+    async fn until<T, F: Future<Output = Result<T, StoreError>>>(
         &self,
         path: &Path,
         by: Deadline,
-        mut attempt: impl AsyncFnMut() -> Result<T, StoreError>,
+        mut attempt: impl FnMut() -> F,
     ) -> Result<T, StoreError> {
         let mut patience = PATIENCE;
-        retry::until(by, pauses(), &self.clock, async || {
+        retry::until(by, pauses(), &self.clock, || {
             let within = patience.min(by.left(self.clock.now()));
             patience *= 2;
-            match tokio::time::timeout(within, attempt()).await {
-                Ok(answer) => answer,
-                Err(_elapsed) => Err(StoreError::Late { path: path.clone() }),
+            let attempt = tokio::time::timeout(within, attempt());
+            async move {
+                match attempt.await {
+                    Ok(answer) => answer,
+                    Err(_elapsed) => Err(StoreError::Late { path: path.clone() }),
+                }
             }
         })
         .await

@@ -245,6 +245,11 @@ const KEYS: &[Key] = &[
         "a duration, 1s to 1m",
         "How often the Lease is renewed. At most half of `lease.duration`.",
     ),
+    absent(
+        "lease.identity",
+        "a word",
+        "The name of this replica: the pod's, from the downward API. Without it, one is made up.",
+    ),
     Key {
         name: "agent.nodeName",
         default: Preset::ForAgent,
@@ -434,6 +439,7 @@ fn lease(reader: &mut Reader) -> Lease {
     Lease {
         duration: reader.value("lease.duration", Duration::MAX, within("3s", "5m")),
         renew: reader.value("lease.renew", Duration::ZERO, within("1s", "1m")),
+        identity: reader.optional("lease.identity", word),
     }
 }
 
@@ -504,7 +510,7 @@ fn visibility(config: &Config) -> Option<Fault> {
 }
 
 fn renewal(config: &Config) -> Option<Fault> {
-    let Lease { duration, renew } = config.lease;
+    let Lease { duration, renew, .. } = config.lease;
     (renew > duration / 2).then(|| Fault::Together {
         key: "lease.renew".to_owned(),
         value: written(renew),

@@ -1,1 +1,271 @@
-//! (to be written)
+//! Messages: from the queue to a durable record, and only then off the queue.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::join_all;
+use lifeboat_domain::deadline::Deadline;
+use lifeboat_domain::deadline::elapsed;
+use lifeboat_domain::ids::InstanceId;
+use lifeboat_domain::signal::Kind;
+use lifeboat_domain::signal::Signal;
+use lifeboat_domain::signal::Source;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
+use crate::adapters::cluster::interruptions;
+use crate::adapters::cluster::interruptions::InterruptionRow;
+use crate::adapters::cluster::interruptions::Subject;
+use crate::adapters::cluster::marks;
+use crate::adapters::eventbridge;
+use crate::adapters::eventbridge::Event;
+use crate::adapters::eventbridge::NotOurs;
+use crate::adapters::eventbridge::Reading;
+use crate::adapters::sqs::Message;
+use crate::adapters::sqs::QueueError;
+use crate::controller::Deps;
+use crate::controller::first_aid;
+use crate::error::Chain;
+use crate::error::Classify;
+use crate::metrics;
+use crate::retry;
+use crate::shutdown::Shutdown;
+
+/// Most messages in hand at a time: what a storm brings beyond it waits in the queue.
+const IN_HAND_MAX: usize = 512;
+/// An interruption warning about an instance that we do not know is kept for as many receives: by
+/// the last of them its visibility has run out twice.
+const RECEIVES_UNKNOWN: u32 = 3;
+/// How long a message is kept in hand by extending it, while its record cannot be written.
+const KEPT_MAX: Duration = Duration::from_mins(10);
+/// The pause between two tries of the record.
+const PAUSE: Duration = Duration::from_secs(1);
+/// The longest pause of a poller whose queue does not answer.
+const POLL_PAUSE_MAX: Duration = Duration::from_secs(10);
+
+/// What becomes of a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    /// Its record is durable, or it is known not to be ours: off the queue.
+    Delete(&'static str),
+    /// It comes again when its visibility runs out.
+    Leave(&'static str),
+}
+
+/// Takes messages until it is asked to end, and then finishes those in hand.
+pub async fn run(deps: Arc<Deps>, shutdown: Shutdown) {
+    let hands = Arc::new(Semaphore::new(IN_HAND_MAX));
+    let mut pollers = JoinSet::new();
+    for _ in 0..deps.settings.intake.pollers {
+        pollers.spawn(poll(deps.clone(), hands.clone(), shutdown.clone()));
+    }
+    while pollers.join_next().await.is_some() {}
+}
+
+async fn poll(deps: Arc<Deps>, hands: Arc<Semaphore>, shutdown: Shutdown) {
+    let mut in_hand = JoinSet::new();
+    let mut pause = PAUSE;
+    loop {
+        let received = tokio::select! {
+            biased;
+            () = shutdown.requested() => break,
+            received = receive(&deps, &hands) => received,
+        };
+        match received {
+            Ok(messages) => {
+                pause = PAUSE;
+                for (message, hand) in messages {
+                    in_hand.spawn(settle(deps.clone(), message, hand));
+                }
+            }
+            Err(error) => {
+                complain(&error, "queue not read");
+                tokio::select! {
+                    biased;
+                    () = shutdown.requested() => break,
+                    () = tokio::time::sleep(pause) => (),
+                }
+                pause = (pause * 2).min(POLL_PAUSE_MAX);
+            }
+        }
+        while in_hand.try_join_next().is_some() {}
+    }
+    while in_hand.join_next().await.is_some() {}
+}
+
+/// One receive, with a free hand for each message that it may bring.
+async fn receive(
+    deps: &Deps,
+    hands: &Arc<Semaphore>,
+) -> Result<Vec<(Message, OwnedSemaphorePermit)>, QueueError> {
+    let mut free = Vec::new();
+    for _ in 0..10 {
+        free.push(hands.clone().acquire_owned().await.expect("no one closes the hands"));
+    }
+    let intake = &deps.settings.intake;
+    let messages = deps.queue.receive(intake.wait, intake.visibility).await?;
+    Ok(messages.into_iter().zip(free).collect())
+}
+
+async fn settle(deps: Arc<Deps>, message: Message, hand: OwnedSemaphorePermit) {
+    let outcome = match weigh(&deps, &message).await {
+        Fate::Delete(outcome) => {
+            delete(&deps, &message).await;
+            outcome
+        }
+        Fate::Leave(outcome) => outcome,
+    };
+    metrics::message(outcome);
+    drop(hand);
+}
+
+async fn weigh(deps: &Deps, message: &Message) -> Fate {
+    let now = deps.clock.now();
+    match eventbridge::read(message.body.as_bytes(), &deps.settings.home, now) {
+        Ok(Reading::Event(event)) => take(deps, message, &event).await,
+        Ok(Reading::NotOurs(why)) => Fate::Delete(match why {
+            NotOurs::Account => "foreign-account",
+            NotOurs::Region => "foreign-region",
+            NotOurs::NothingToDo => "nothing-to-do",
+        }),
+        Err(error) => {
+            metrics::error("eventbridge", error.label());
+            tracing::warn!(message = %message.id, error = %Chain(&error), "message not read, left to the redrive");
+            Fate::Leave("unreadable")
+        }
+    }
+}
+
+async fn take(deps: &Deps, message: &Message, event: &Event) -> Fate {
+    metrics::signal_received(event.kind.label(), Source::Queue.label());
+    metrics::signal_age(Source::Queue.label(), elapsed(event.time, deps.clock.now()));
+    // Whether an instance is ours is decided only on whole lists.
+    let lists = async {
+        tokio::join!(deps.caches.nodes.synced(), deps.caches.interruptions.synced());
+    };
+    if tokio::time::timeout(deps.settings.intake.visibility, lists).await.is_err() {
+        return Fate::Leave("not-synced");
+    }
+    let subjects: Vec<Subject> =
+        event.instances.iter().filter_map(|instance| subject(deps, instance, event)).collect();
+    if subjects.is_empty() {
+        return unknown(message, event);
+    }
+    let recorded = join_all(subjects.iter().map(|one| aid_and_record(deps, message, one, event)));
+    let recorded = recorded.await;
+    if recorded.into_iter().all(|recorded| recorded) {
+        Fate::Delete("recorded")
+    } else {
+        Fate::Leave("not-recorded")
+    }
+}
+
+/// A warning may be ahead of its node; anything else about a stranger is none of our business.
+fn unknown(message: &Message, event: &Event) -> Fate {
+    let warning = matches!(event.kind, Kind::SpotInterruption { .. });
+    if warning && message.receives < RECEIVES_UNKNOWN {
+        return Fate::Leave("unknown-instance-waiting");
+    }
+    tracing::info!(kind = event.kind.label(), instances = ?event.instances, "no node of ours");
+    Fate::Delete("unknown-instance")
+}
+
+/// What a message is about: a node that our selector takes, or a record that is still open.
+fn subject(deps: &Deps, instance: &InstanceId, event: &Event) -> Option<Subject> {
+    if let Some(row) = deps.caches.interruptions.row(instance) {
+        return Some(row.subject());
+    }
+    let node = deps.caches.node_of(instance, &deps.settings.selector)?;
+    let told = event.zone.as_ref().map(ToString::to_string);
+    Some(Subject {
+        instance: instance.clone(),
+        zone: node.zone.or(told).unwrap_or_default(),
+        instance_type: node.labels.get(marks::INSTANCE_TYPE).cloned(),
+        node: node.name,
+    })
+}
+
+/// First aid beside the record; answers whether the record is durable.
+async fn aid_and_record(deps: &Deps, message: &Message, subject: &Subject, event: &Event) -> bool {
+    let signal = signal(deps, event);
+    let row = told(deps, subject, &signal);
+    let aid = async {
+        let urgent = row.signals.deadline().is_some() && !row.is_closed();
+        if urgent && deps.aided.note(&subject.instance) {
+            first_aid::give(deps, &row).await;
+        }
+    };
+    let ((), recorded) = tokio::join!(aid, record(deps, message, subject, &signal));
+    recorded
+}
+
+/// Writes the record, keeping the message in hand for as long as the API server does not answer:
+/// received again and again, it would end in the dead-letter queue for no fault of its own.
+async fn record(deps: &Deps, message: &Message, subject: &Subject, signal: &Signal) -> bool {
+    let known = deps.caches.interruptions.row(&subject.instance);
+    if known.is_some_and(|row| row.has(signal)) {
+        return true;
+    }
+    let by = Deadline::after(deps.clock.now(), KEPT_MAX);
+    let pauses = std::iter::repeat(PAUSE);
+    let written = retry::until(by, pauses, &deps.clock, async || {
+        let answer = interruptions::record(&deps.first_aid, subject, signal, "controller").await;
+        answer.inspect_err(|error| {
+            metrics::error("cluster", error.label());
+            tracing::warn!(instance = %subject.instance, error = %Chain(error), "signal not recorded");
+        })
+    });
+    tokio::select! {
+        biased;
+        written = written => written.is_ok(),
+        () = keep_in_hand(deps, message) => false,
+    }
+}
+
+/// Returns when the message is no longer ours.
+async fn keep_in_hand(deps: &Deps, message: &Message) {
+    let visibility = deps.settings.intake.visibility;
+    loop {
+        tokio::time::sleep(visibility / 2).await;
+        if let Err(error) = deps.queue.extend(message, visibility).await {
+            complain(&error, "message not kept in hand");
+            return;
+        }
+    }
+}
+
+async fn delete(deps: &Deps, message: &Message) {
+    let by = Deadline::after(deps.clock.now(), deps.settings.intake.visibility);
+    let pauses = [PAUSE, PAUSE].into_iter();
+    let deleted = retry::until(by, pauses, &deps.clock, async || deps.queue.delete(message).await);
+    // What is not deleted comes again, and is then found recorded.
+    if let Err(error) = deleted.await {
+        complain(&error, "message not deleted");
+    }
+}
+
+fn signal(deps: &Deps, event: &Event) -> Signal {
+    Signal {
+        source: Source::Queue,
+        kind: event.kind,
+        time: event.time,
+        named: event.named,
+        heard_at: deps.clock.now(),
+        heard_by: deps.settings.identity.clone(),
+        detail: None,
+    }
+}
+
+/// The record as it will be once this signal is in it.
+fn told(deps: &Deps, subject: &Subject, signal: &Signal) -> InterruptionRow {
+    let known = deps.caches.interruptions.row(&subject.instance);
+    let mut row = known.unwrap_or_else(|| InterruptionRow::new(subject));
+    row.signals.hear(signal.clone());
+    row
+}
+
+fn complain(error: &QueueError, what: &'static str) {
+    metrics::error("sqs", error.label());
+    tracing::warn!(error = %Chain(error), "{what}");
+}

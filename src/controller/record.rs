@@ -1,1 +1,183 @@
-//! (to be written)
+//! What the holder of the Lease writes into the record: on edges only, and only what differs.
+
+use jiff::Timestamp;
+use lifeboat_domain::cluster::facts::ClusterFacts;
+use lifeboat_domain::cluster::facts::Workload as WorkloadFacts;
+use lifeboat_domain::progress::Phase;
+use lifeboat_domain::progress::phase_of;
+use serde_json::json;
+
+use crate::adapters::cluster::MANAGER;
+use crate::adapters::cluster::interruptions;
+use crate::adapters::cluster::interruptions::InterruptionRow;
+use crate::controller::Deps;
+use crate::controller::memory::Memory;
+use crate::crd::node_interruption::Condition;
+use crate::crd::node_interruption::NodeInterruptionStatus;
+use crate::crd::node_interruption::Replacement;
+use crate::crd::node_interruption::Workload;
+use crate::error::Chain;
+use crate::error::Classify;
+use crate::metrics;
+
+/// Writes what has changed: the whole, and our part of each pod.
+pub async fn write(deps: &Deps, memory: &mut Memory, row: &InterruptionRow, facts: &ClusterFacts) {
+    let phase = phase_of(facts, &deps.settings.policy, deps.clock.now());
+    let status = status(memory, row, facts, phase);
+    write_whole(deps, memory, row, &status).await;
+    for workload in facts.workloads.values() {
+        write_workload(deps, memory, row, workload).await;
+    }
+}
+
+/// Writes the last word; answers whether it is durable.
+pub async fn write_closed(
+    deps: &Deps,
+    memory: &mut Memory,
+    row: &InterruptionRow,
+    status: &NodeInterruptionStatus,
+) -> bool {
+    write_whole(deps, memory, row, status).await
+}
+
+/// What is said of the whole interruption. All of it each time: what is left out is taken away.
+pub fn status(
+    memory: &Memory,
+    row: &InterruptionRow,
+    facts: &ClusterFacts,
+    phase: Phase,
+) -> NodeInterruptionStatus {
+    let claims: Vec<_> = memory.claims.values().filter_map(|asked| asked.record.clone()).collect();
+    let none = if claims.is_empty() { memory.no_claim.map(str::to_owned) } else { None };
+    let replacement =
+        (!claims.is_empty() || none.is_some()).then_some(Replacement { claims, none });
+    let saved: Vec<_> = facts.workloads.values().filter_map(WorkloadFacts::saved).collect();
+    let bytes: u64 = saved.iter().map(|stored| stored.bytes).sum();
+    NodeInterruptionStatus {
+        phase: Some(phase.label().to_owned()),
+        deadline: facts.signals.deadline().map(|deadline| deadline.at()),
+        conditions: conditions(memory, row, facts),
+        workloads: std::collections::BTreeMap::new(),
+        fence: memory.fence.clone(),
+        holds: memory.holds.clone(),
+        replacement,
+        closed_at: row.status.closed_at,
+        slack: slack(facts).map(|seconds| format!("{seconds}s")),
+        bytes: (bytes > 0).then_some(bytes),
+    }
+}
+
+/// Seconds that were left when the last pod was durable; none while one is not.
+pub fn slack(facts: &ClusterFacts) -> Option<i64> {
+    let deadline = facts.signals.deadline()?.at();
+    let ours = facts.workloads.values().filter(|workload| workload.mode.is_saved_by_us());
+    let saved: Option<Vec<Timestamp>> =
+        ours.map(|workload| workload.saved().map(|stored| stored.at)).collect();
+    let last = saved?.into_iter().max()?;
+    Some(deadline.duration_since(last).as_secs())
+}
+
+async fn write_whole(
+    deps: &Deps,
+    memory: &mut Memory,
+    row: &InterruptionRow,
+    status: &NodeInterruptionStatus,
+) -> bool {
+    let value = json!(status);
+    if memory.written.whole.as_ref() == Some(&value) {
+        return true;
+    }
+    let applied =
+        interruptions::apply_status(&deps.cluster, &row.instance, MANAGER, value.clone()).await;
+    match applied {
+        Ok(()) => {
+            memory.written.whole = Some(value);
+            true
+        }
+        Err(error) => {
+            metrics::error("cluster", error.label());
+            tracing::warn!(error = %Chain(&error), "record not written");
+            false
+        }
+    }
+}
+
+async fn write_workload(
+    deps: &Deps,
+    memory: &mut Memory,
+    row: &InterruptionRow,
+    facts: &WorkloadFacts,
+) {
+    let uid = facts.pod.pod.uid.to_string();
+    let mut drain = memory.drains.get(&uid).cloned();
+    if let Some(drain) = &mut drain {
+        drain.gone_at = memory.gone.get(&uid).copied();
+    }
+    let part = Workload {
+        namespace: facts.pod.pod.namespace.to_string(),
+        pod: facts.pod.pod.name.to_string(),
+        job_key: facts.job_key.as_ref().map(ToString::to_string),
+        mode: Some(facts.mode.label().to_owned()),
+        save: None,
+        insurance: None,
+        slices: None,
+        release: None,
+        drain,
+    };
+    // Further refusals of a budget are told with the next edge.
+    let mut edge = part.clone();
+    if let Some(drain) = &mut edge.drain {
+        drain.refusals = drain.refusals.min(1);
+    }
+    let edge = json!(edge);
+    let noted = row.status.workloads.contains_key(&uid);
+    let silent = noted && part.drain.is_none();
+    if silent || memory.written.workloads.get(&uid) == Some(&edge) {
+        return;
+    }
+    let instance = &row.instance;
+    match interruptions::apply_workload(&deps.cluster, instance, "controller", (&uid, &part)).await
+    {
+        Ok(()) => drop(memory.written.workloads.insert(uid, edge)),
+        Err(error) => {
+            metrics::error("cluster", error.label());
+            tracing::warn!(pod = %facts.pod.pod, error = %Chain(&error), "record of a pod not written");
+        }
+    }
+}
+
+fn conditions(memory: &Memory, row: &InterruptionRow, facts: &ClusterFacts) -> Vec<Condition> {
+    let all = |is: fn(&WorkloadFacts) -> bool| facts.workloads.values().all(is);
+    let saved = all(|one| !one.mode.is_saved_by_us() || one.saved().is_some());
+    let gone = all(|one| one.pod.is_over());
+    let mut conditions = vec![
+        condition(row, facts, "Fenced", memory.fence.is_some(), "Interrupted"),
+        condition(row, facts, "Saved", saved, "Durable"),
+        condition(row, facts, "Drained", gone, "Gone"),
+    ];
+    if let Some(withheld) = &memory.withheld {
+        let mut one = condition(row, facts, "Withheld", true, "ObserveOrPaused");
+        one.message.clone_from(withheld);
+        conditions.push(one);
+    }
+    conditions
+}
+
+fn condition(
+    row: &InterruptionRow,
+    facts: &ClusterFacts,
+    name: &str,
+    is: bool,
+    reason: &str,
+) -> Condition {
+    let status = if is { "True" } else { "False" };
+    let before = row.status.conditions.iter().find(|one| one.r#type == name);
+    let since = before.filter(|one| one.status == status).map(|one| one.last_transition_time);
+    Condition {
+        r#type: name.to_owned(),
+        status: status.to_owned(),
+        reason: if is { reason.to_owned() } else { format!("Not{reason}") },
+        message: String::new(),
+        last_transition_time: since.unwrap_or(facts.observed_at),
+    }
+}

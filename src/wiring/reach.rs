@@ -1,5 +1,6 @@
 //! At start: says in one line what is not there, waits for it, and says when it is.
 
+use std::cell::Cell;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -52,23 +53,23 @@ pub async fn reach_agent(config: &Config, clients: &AgentClients, clock: &Clock)
     );
 }
 
-async fn wait(
+async fn wait<F: Future<Output = Result<(), ReachError>>>(
     part: &'static str,
     clock: &Clock,
-    mut attempt: impl AsyncFnMut() -> Result<(), ReachError>,
+    attempt: impl Fn() -> F,
 ) {
     telemetry::not_ready(part);
-    let mut said = false;
+    let said = &Cell::new(false);
+    let attempt = &attempt;
     let pauses = std::iter::successors(Some(PAUSE_MIN), |pause| Some((*pause * 2).min(PAUSE_MAX)));
     // For a service there is no hour at which waiting has no sense any more.
     let forever = Deadline::new(Timestamp::MAX);
-    let reached = retry::until(forever, pauses, clock, async || {
+    let reached = retry::until(forever, pauses, clock, || async move {
         let outcome = attempt().await;
         if let Err(error) = &outcome {
             metrics::error("reach", error.label());
-            if !said {
+            if !said.replace(true) {
                 warn!(error = %Chain(error), "{part} not reached yet, trying on");
-                said = true;
             }
         }
         outcome

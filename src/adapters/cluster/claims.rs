@@ -62,8 +62,8 @@ pub struct ClaimRow {
     pub spec: Value,
     /// What it offers.
     pub capacity: BTreeMap<String, Value>,
-    /// Conditions that are `True`.
-    pub conditions: Vec<String>,
+    /// Conditions that are `True`, and since when.
+    pub conditions: BTreeMap<String, Option<Timestamp>>,
     /// When it was made.
     pub created_at: Option<Timestamp>,
     /// When its deletion was asked for.
@@ -131,7 +131,9 @@ impl ClaimRow {
             annotations: object.metadata.annotations.clone(),
             spec: object.spec.clone(),
             capacity: status.capacity.clone(),
-            conditions: conditions.map(|one| one.kind.clone()).collect(),
+            conditions: conditions
+                .map(|one| (one.kind.clone(), one.last_transition_time))
+                .collect(),
             created_at: object.created_at(),
             deleted_at: object.deleted_at(),
             labels,
@@ -140,7 +142,7 @@ impl ClaimRow {
 
     /// Whether a condition is `True`.
     pub fn is(&self, condition: &str) -> bool {
-        self.conditions.iter().any(|kind| kind == condition)
+        self.conditions.contains_key(condition)
     }
 
     /// Whether Karpenter keeps its node from voluntary disruption.

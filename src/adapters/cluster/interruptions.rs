@@ -105,6 +105,21 @@ impl Row for InterruptionRow {
 }
 
 impl InterruptionRow {
+    /// A record that does not exist yet, and says nothing.
+    pub fn new(subject: &Subject) -> Self {
+        Self {
+            instance: subject.instance.clone(),
+            uid: String::new(),
+            node: subject.node.clone(),
+            zone: subject.zone.clone(),
+            instance_type: subject.instance_type.clone(),
+            signals: Signals::default(),
+            keys: Vec::new(),
+            status: NodeInterruptionStatus::default(),
+            created_at: None,
+        }
+    }
+
     /// Whether this very source and kind was recorded.
     pub fn has(&self, signal: &Signal) -> bool {
         let key = signal.key().to_string();

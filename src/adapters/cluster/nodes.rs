@@ -11,6 +11,7 @@ use serde_json::json;
 
 use crate::adapters::cluster::Cluster;
 use crate::adapters::cluster::ClusterError;
+use crate::adapters::cluster::REQUEST_MAX;
 use crate::adapters::cluster::Write;
 use crate::adapters::cluster::marks;
 use crate::adapters::cluster::objects::Kind;
@@ -98,6 +99,17 @@ pub struct Fence {
     pub at: Option<Timestamp>,
     /// Whether somebody had cordoned the node before us: then it stays so.
     pub cordoned_before: bool,
+}
+
+/// Something that we set on a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ours {
+    /// The taint of an interruption, and the cordon if nobody had cordoned before.
+    Fence,
+    /// The soft taint.
+    SoftTaint,
+    /// Karpenter's do-not-disrupt with our mark beside it.
+    Block,
 }
 
 /// What a fence or a soft taint came to.
@@ -225,7 +237,24 @@ pub async fn block_disruption(cluster: &Cluster, known: &NodeRow) -> Result<Patc
 
 /// Takes back whatever we set on a node, and nothing that anybody else did.
 pub async fn take_back(cluster: &Cluster, known: &NodeRow) -> Result<Patched, ClusterError> {
-    guarded(cluster, known, take_back_patch).await
+    let mut any = Patched::Already;
+    for ours in [Ours::Fence, Ours::SoftTaint, Ours::Block] {
+        match take_back_one(cluster, known, ours).await? {
+            Patched::Done => any = Patched::Done,
+            Patched::Already => (),
+            Patched::NoNode => return Ok(Patched::NoNode),
+        }
+    }
+    Ok(any)
+}
+
+/// Takes back one thing that we set on a node, and nothing that anybody else did.
+pub async fn take_back_one(
+    cluster: &Cluster,
+    known: &NodeRow,
+    ours: Ours,
+) -> Result<Patched, ClusterError> {
+    guarded(cluster, known, |row| take_back_patch(row, ours)).await
 }
 
 async fn guarded(
@@ -233,7 +262,7 @@ async fn guarded(
     known: &NodeRow,
     build: impl Fn(&NodeRow) -> Option<Vec<Value>>,
 ) -> Result<Patched, ClusterError> {
-    let bound = crate::adapters::cluster::REQUEST_MAX;
+    let bound = REQUEST_MAX;
     let mut row = known.clone();
     for left in (0..TRIES).rev() {
         let Some(patch) = build(&row) else { return Ok(Patched::Already) };
@@ -297,28 +326,44 @@ fn block_patch(row: &NodeRow) -> Option<Vec<Value>> {
     Some(patch)
 }
 
-fn take_back_patch(row: &NodeRow) -> Option<Vec<Value>> {
-    let ours = |key: &str| key == our::INTERRUPTED || key == our::AT_RISK;
+fn take_back_patch(row: &NodeRow, ours: Ours) -> Option<Vec<Value>> {
+    let patch = match ours {
+        Ours::Fence => unfence_patch(row),
+        Ours::SoftTaint if row.has_taint(our::AT_RISK) => {
+            taints_patch(row, |key| key == our::AT_RISK, None)
+        }
+        Ours::Block if row.annotation(our::BLOCKED).is_some() => {
+            strip(row, &[our::BLOCKED, our::DO_NOT_DISRUPT])
+        }
+        Ours::SoftTaint | Ours::Block => Vec::new(),
+    };
+    (!patch.is_empty()).then_some(patch)
+}
+
+fn unfence_patch(row: &NodeRow) -> Vec<Value> {
     let mut patch = Vec::new();
-    if row.has_taint(our::INTERRUPTED) || row.has_taint(our::AT_RISK) {
-        patch.extend(taints_patch(row, ours, None));
+    if row.has_taint(our::INTERRUPTED) {
+        patch.extend(taints_patch(row, |key| key == our::INTERRUPTED, None));
     }
     if row.fence().is_some_and(|fence| !fence.cordoned_before) && row.unschedulable == Some(true) {
         patch.push(test("/spec/unschedulable", json!(true)));
         patch.push(remove("/spec/unschedulable"));
     }
-    let mut marked = vec![our::CORDONED, our::BLOCKED];
-    if row.annotation(our::BLOCKED).is_some() {
-        marked.push(our::DO_NOT_DISRUPT);
-    }
-    for key in marked {
+    patch.extend(strip(row, &[our::CORDONED]));
+    patch
+}
+
+/// Takes annotations away that are as we know them.
+fn strip(row: &NodeRow, keys: &[&str]) -> Vec<Value> {
+    let mut patch = Vec::new();
+    for key in keys {
         if let Some(value) = row.annotation(key) {
             let at = format!("/metadata/annotations/{}", marks::pointer(key));
             patch.push(test(&at, json!(value)));
             patch.push(remove(&at));
         }
     }
-    (!patch.is_empty()).then_some(patch)
+    patch
 }
 
 /// The whole list without those that `replaced` names, and with `new` at its end.
@@ -439,7 +484,7 @@ mod tests {
         node["spec"] = json!({"taints": [ours], "unschedulable": true});
         node["metadata"]["annotations"] = json!({"lifeboat.dev/cordoned": "true"});
 
-        let patch = take_back_patch(&row(node)).unwrap();
+        let patch = take_back_patch(&row(node), Ours::Fence).unwrap();
 
         let expected = [
             test("/spec/taints", json!([ours])),
@@ -455,7 +500,7 @@ mod tests {
         let mut node = bare();
         node["metadata"]["annotations"] = json!({"karpenter.sh/do-not-disrupt": "true"});
         assert_eq!(block_patch(&row(node.clone())), None);
-        assert_eq!(take_back_patch(&row(node)), None);
+        assert_eq!(take_back_patch(&row(node), Ours::Block), None);
     }
 
     #[test]
