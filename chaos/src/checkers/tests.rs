@@ -231,7 +231,7 @@ fn s11_a_hold_that_outlives_its_interruption() {
     let held = json!({
         "metadata": {
             "name": "train-a-x", "namespace": "default",
-            "annotations": { "lifeboat.dev/held-for": INSTANCE },
+            "annotations": { "lifeboat.dev/held": INSTANCE },
         },
         "spec": { "nodeName": "gpu-1" },
     });
