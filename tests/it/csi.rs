@@ -31,10 +31,12 @@ use tokio::task::JoinHandle;
 use tonic::Code;
 use tonic::Status;
 use tonic::client::Grpc;
+use tonic::codegen::http::uri::PathAndQuery;
 use tonic::transport::Endpoint;
 use tonic_prost::ProstCodec;
 
-const TARGET: &str = "/var/lib/kubelet/pods/8f7a/volumes/kubernetes.io~csi/lifeboat-socket/mount";
+pub const TARGET: &str =
+    "/var/lib/kubelet/pods/8f7a/volumes/kubernetes.io~csi/lifeboat-socket/mount";
 
 struct Node {
     root: TempDir,
@@ -67,27 +69,11 @@ impl Node {
     }
 
     async fn publish(&self, context: &[(&str, &str)]) -> Result<(), Status> {
-        let said = context.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
-        let request = wire::NodePublishVolumeRequest {
-            volume_id: "csi-1".to_owned(),
-            target_path: TARGET.to_owned(),
-            volume_context: said.collect(),
-            secrets: BTreeMap::new(),
-            readonly: false,
-        };
-        let answer: Result<wire::NodePublishVolumeResponse, Status> =
-            self.call(SOCKET, "/csi.v1.Node/NodePublishVolume", request).await;
-        answer.map(|_| ())
+        publish(self.root.path(), context).await
     }
 
     async fn unpublish(&self) -> Result<(), Status> {
-        let request = wire::NodeUnpublishVolumeRequest {
-            volume_id: "csi-1".to_owned(),
-            target_path: TARGET.to_owned(),
-        };
-        let answer: Result<wire::NodeUnpublishVolumeResponse, Status> =
-            self.call(SOCKET, "/csi.v1.Node/NodeUnpublishVolume", request).await;
-        answer.map(|_| ())
+        unpublish(self.root.path()).await
     }
 
     async fn call<In, Out>(
@@ -100,15 +86,7 @@ impl Node {
         In: Message + 'static,
         Out: Message + Default + 'static,
     {
-        let socket = self.root.path().join(socket);
-        let connector = tower::service_fn(move |_| connect(socket.clone()));
-        let channel = Endpoint::from_static("http://driver").connect_with_connector_lazy(connector);
-        let mut client = Grpc::new(channel);
-        client.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
-        let codec: ProstCodec<In, Out> = ProstCodec::default();
-        let path = tonic::codegen::http::uri::PathAndQuery::from_static(method);
-        let answer = client.unary(tonic::Request::new(request), path, codec).await?;
-        Ok(answer.into_inner())
+        call(self.root.path().join(socket), method, request).await
     }
 
     fn socket(&self) -> PathBuf {
@@ -116,8 +94,48 @@ impl Node {
     }
 }
 
+/// Has the volume at [`TARGET`] published on the node below `root`.
+pub async fn publish(root: &Path, context: &[(&str, &str)]) -> Result<(), Status> {
+    let said = context.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+    let request = wire::NodePublishVolumeRequest {
+        volume_id: "csi-1".to_owned(),
+        target_path: TARGET.to_owned(),
+        volume_context: said.collect(),
+        secrets: BTreeMap::new(),
+        readonly: false,
+    };
+    let answer: Result<wire::NodePublishVolumeResponse, Status> =
+        call(root.join(SOCKET), "/csi.v1.Node/NodePublishVolume", request).await;
+    answer.map(|_| ())
+}
+
+/// Has it unpublished.
+pub async fn unpublish(root: &Path) -> Result<(), Status> {
+    let request = wire::NodeUnpublishVolumeRequest {
+        volume_id: "csi-1".to_owned(),
+        target_path: TARGET.to_owned(),
+    };
+    let answer: Result<wire::NodeUnpublishVolumeResponse, Status> =
+        call(root.join(SOCKET), "/csi.v1.Node/NodeUnpublishVolume", request).await;
+    answer.map(|_| ())
+}
+
+async fn call<In, Out>(socket: PathBuf, method: &'static str, request: In) -> Result<Out, Status>
+where
+    In: Message + 'static,
+    Out: Message + Default + 'static,
+{
+    let connector = tower::service_fn(move |_| connect(socket.clone()));
+    let channel = Endpoint::from_static("http://driver").connect_with_connector_lazy(connector);
+    let mut client = Grpc::new(channel);
+    client.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
+    let codec: ProstCodec<In, Out> = ProstCodec::default();
+    let path = PathAndQuery::from_static(method);
+    Ok(client.unary(tonic::Request::new(request), path, codec).await?.into_inner())
+}
+
 /// Through the folder's descriptor, as a path of any length.
-async fn connect(path: PathBuf) -> std::io::Result<TokioIo<UnixStream>> {
+pub async fn connect(path: PathBuf) -> std::io::Result<TokioIo<UnixStream>> {
     use std::os::fd::AsRawFd;
     let folder = std::fs::File::open(path.parent().unwrap())?;
     let short = Path::new("/proc/self/fd").join(folder.as_raw_fd().to_string());
@@ -143,7 +161,7 @@ fn means() -> Means {
     }
 }
 
-const POD: [(&str, &str); 6] = [
+pub const POD: [(&str, &str); 6] = [
     ("csi.storage.k8s.io/ephemeral", "true"),
     ("csi.storage.k8s.io/pod.name", "train-0"),
     ("csi.storage.k8s.io/pod.namespace", "ml"),

@@ -1,6 +1,7 @@
 //! Integration tests, one binary.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod agent;
 mod commands;
 mod csi;
 mod dependencies;
