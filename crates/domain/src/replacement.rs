@@ -133,6 +133,7 @@ pub enum Attempts {
     /// These, and no others.
     Known {
         /// By number.
+        #[serde(with = "pairs")]
         attempts: BTreeMap<u32, Attempt>,
     },
     /// They could not be read.
@@ -650,6 +651,32 @@ fn within_limits(
             });
             if fits { Ok(()) } else { Err(NoClaim::PoolLimits) }
         }
+    }
+}
+
+/// A map by number as a list of pairs: JSON has no numbers for keys, and a tagged enum cannot read
+/// them back from text.
+mod pairs {
+    use std::collections::BTreeMap;
+
+    use serde::Deserialize;
+    use serde::Deserializer;
+    use serde::Serialize;
+    use serde::Serializer;
+
+    use super::Attempt;
+
+    pub(super) fn serialize<S: Serializer>(
+        attempts: &BTreeMap<u32, Attempt>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        attempts.iter().collect::<Vec<_>>().serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<BTreeMap<u32, Attempt>, D::Error> {
+        Ok(Vec::<(u32, Attempt)>::deserialize(deserializer)?.into_iter().collect())
     }
 }
 

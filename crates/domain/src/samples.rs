@@ -1,10 +1,12 @@
 //! Facts to begin a test with: valid ones, of which the test changes one thing.
+#![allow(dead_code)] // Each test binary takes what it needs.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use lifeboat_domain::budget::Rate;
 use lifeboat_domain::cluster::facts::Bucket;
 use lifeboat_domain::cluster::facts::ClusterFacts;
 use lifeboat_domain::cluster::facts::DisruptionTarget;
@@ -28,6 +30,13 @@ use lifeboat_domain::gpu::Slice;
 use lifeboat_domain::ids::Epoch;
 use lifeboat_domain::ids::PodRef;
 use lifeboat_domain::ids::Step;
+use lifeboat_domain::node::facts as node;
+use lifeboat_domain::node::facts::Asked;
+use lifeboat_domain::node::facts::NodeFacts;
+use lifeboat_domain::node::facts::Quiet;
+use lifeboat_domain::node::facts::Restore;
+use lifeboat_domain::node::facts::Session;
+use lifeboat_domain::node::facts::Told;
 use lifeboat_domain::replacement::Attempt;
 use lifeboat_domain::replacement::Attempts;
 use lifeboat_domain::replacement::ClaimCondition;
@@ -53,6 +62,7 @@ use lifeboat_domain::workload::Containers;
 use lifeboat_domain::workload::Ender;
 use lifeboat_domain::workload::Ending;
 use lifeboat_domain::workload::Mode;
+use lifeboat_domain::workload::Purpose;
 use lifeboat_domain::workload::Report;
 use lifeboat_domain::workload::Slices;
 use lifeboat_domain::workload::Stored;
@@ -95,7 +105,7 @@ pub(crate) fn facts(workloads: impl IntoIterator<Item = Workload>) -> ClusterFac
         instance: INSTANCE.parse().unwrap(),
         signals: notice(),
         paused: Pause::Off,
-        node: Node::Present(node()),
+        node: Node::Present(node_state()),
         fate: Fate::Running,
         workloads: workloads.into_iter().map(by_uid).collect(),
         others: BTreeMap::new(),
@@ -104,7 +114,7 @@ pub(crate) fn facts(workloads: impl IntoIterator<Item = Workload>) -> ClusterFac
     }
 }
 
-pub(crate) fn node() -> NodeState {
+pub(crate) fn node_state() -> NodeState {
     NodeState {
         name: "gpu-1".parse().unwrap(),
         zone: Some("us-east-2a".parse().unwrap()),
@@ -212,7 +222,58 @@ pub(crate) fn ending(seconds: i64, who: Ender) -> Ending {
     Ending::By { ends_at: at(seconds), who }
 }
 
+/// A node that is being taken.
+pub(crate) fn node_facts(workloads: impl IntoIterator<Item = node::Workload>) -> NodeFacts {
+    let by_uid = |workload: node::Workload| (workload.pod.uid.clone(), workload);
+    NodeFacts {
+        observed_at: at(0),
+        node: "gpu-1".parse().unwrap(),
+        signals: notice(),
+        paused: Pause::Off,
+        rate: Rate::Unknown,
+        workloads: workloads.into_iter().map(by_uid).collect(),
+    }
+}
+
+/// The agent's side of [`workload`]: it said hello, and was asked nothing.
+pub(crate) fn served(name: &str) -> node::Workload {
+    let workload = workload(name);
+    node::Workload {
+        pod: workload.pod.pod,
+        job_key: workload.job_key,
+        mode: workload.mode,
+        own_grace: workload.pod.own_grace,
+        pod_priority: 0,
+        priority: 0,
+        paused: Pause::Off,
+        session: Session::Open,
+        asked: Asked::Nothing,
+        report: workload.report,
+        size: None,
+        quiet: Quiet::Running,
+        ending: Ending::No,
+        containers: Containers::Running,
+        restore: Restore::No,
+        told: Told::Nothing,
+    }
+}
+
+/// One that was asked at the notice and has handed over `mebibytes`.
+pub(crate) fn handed_over(name: &str, mebibytes: u64) -> node::Workload {
+    served(name).with(|one| {
+        let deadline = notice().deadline();
+        one.asked = Asked::Save { purpose: Purpose::Interruption, deadline };
+        one.report.checkpoint = Checkpoint::Asked;
+        one.session = Session::HandedOver { bytes: Some(mebibytes << 20) };
+        one.quiet = Quiet::Parked;
+    })
+}
+
 impl Changed for Workload {}
+
+impl Changed for node::Workload {}
+
+impl Changed for NodeFacts {}
 
 /// Changes one thing of what a test begins with.
 pub(crate) trait Changed: Sized {

@@ -56,7 +56,7 @@ pub enum Source {
 }
 
 /// What was told.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
 pub enum Kind {
     /// EC2 takes the Spot instance back.
@@ -83,7 +83,7 @@ pub enum Kind {
 }
 
 /// What becomes of a Spot instance at its interruption.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Action {
     /// It is gone for good.
@@ -100,7 +100,7 @@ pub enum Action {
 /// The state of an EC2 instance.
 ///
 /// Source: EC2 User Guide, "Instance lifecycle".
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum InstanceState {
     /// Being started.
@@ -251,8 +251,8 @@ impl Signal {
     }
 
     /// Earlier heard first; the rest only makes the order total.
-    fn order(&self) -> (Timestamp, Timestamp, Option<Deadline>, &str, Option<&str>) {
-        (self.heard_at, self.time, self.named, &self.heard_by, self.detail.as_deref())
+    fn order(&self) -> impl Ord {
+        (self.heard_at, self.time, self.named, self.kind, &self.heard_by, &self.detail)
     }
 }
 

@@ -36,7 +36,7 @@ use crate::samples::at;
 use crate::samples::ending;
 use crate::samples::facts;
 use crate::samples::no_attempts;
-use crate::samples::node;
+use crate::samples::node_state;
 use crate::samples::notice;
 use crate::samples::pod;
 use crate::samples::released;
@@ -75,7 +75,8 @@ fn durable(name: &str) -> Workload {
 }
 
 fn open_node(facts: &mut ClusterFacts) {
-    facts.node = Node::Present(crate::cluster::facts::NodeState { fence: Fence::Open, ..node() });
+    facts.node =
+        Node::Present(crate::cluster::facts::NodeState { fence: Fence::Open, ..node_state() });
 }
 
 fn sharing(workload: Workload, replica: u32) -> Workload {
@@ -341,7 +342,7 @@ fn prepared(facts: &mut ClusterFacts) {
         soft_taint: SoftTaint::Until { expiry: at(3600) },
         disruption_block: Mark::Ours,
         fence: Fence::Open,
-        ..node()
+        ..node_state()
     });
 }
 
@@ -376,7 +377,7 @@ fn what_others_set_is_never_taken_back() {
             prepared(facts);
             facts.node = Node::Present(crate::cluster::facts::NodeState {
                 disruption_block: Mark::Others,
-                ..node()
+                ..node_state()
             });
             facts.replacement = replacement(no_attempts());
         });
@@ -408,7 +409,7 @@ fn the_first_proof_opens_the_gate() {
     };
     let not_ready = Node::Present(crate::cluster::facts::NodeState {
         ready: Ready::No { since: at(110) },
-        ..node()
+        ..node_state()
     });
     let base = || facts([durable("train-0").with(gone)]);
     let of = |change: fn(&mut Workload)| facts([durable("train-0").with(change)]);
@@ -447,7 +448,7 @@ fn a_gate_is_opened_once_and_only_where_there_is_one() {
 fn an_end_without_an_interruption_is_proven_too() {
     let facts = |change: fn(&mut Workload)| PodEndFacts {
         observed_at: at(0),
-        node: Node::Present(node()),
+        node: Node::Present(node_state()),
         fate: Fate::Running,
         workload: durable("train-0")
             .with(|one| one.pod.ending = ending(30, Ender::Others))
