@@ -45,6 +45,9 @@ use cut::Cut;
 /// Most strikes that are remembered one by one.
 const LOG_CAPACITY: usize = 10_000;
 
+/// Most reads that are kept for stale ones; later ones are answered as they are.
+const READS_CAPACITY: usize = 1_000;
+
 /// The wires that a fault can be on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum WireName {
@@ -314,7 +317,11 @@ impl Faults {
             headers: parts.headers,
             body: collect(body).await?,
         };
-        self.inner().reads.insert(about.key(), read.clone());
+        let (mut inner, key) = (self.inner(), about.key());
+        if inner.reads.len() < READS_CAPACITY || inner.reads.contains_key(&key) {
+            inner.reads.insert(key, read.clone());
+        }
+        drop(inner);
         Ok(read.response())
     }
 
