@@ -285,6 +285,7 @@ impl Agent {
         let plan = node::plan::plan(&facts, &self.deps.policy, facts.observed_at);
         note(&facts, &plan);
         self.hands.act(&plan, &facts, &mut self.observer).await;
+        self.sources.senses.know(&facts);
         self.sources.proofs.ask(questions(&facts));
         self.sweep(&facts);
         metrics::workloads(facts.workloads.len());

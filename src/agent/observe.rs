@@ -227,7 +227,10 @@ fn containers(pod: &Pod, row: Option<&PodRow>, seen: &Seen<'_>, cgroup: Cgroup) 
     }
     // A pod that has only just been mounted has no processes yet either.
     let was_ending = pod.record.ends_at.is_some() || pod.presence == Presence::Gone;
-    if pod.volume == Volume::Unmounted || (was_ending && cgroup == Cgroup::Empty) {
+    let by_cgroup = was_ending && cgroup == Cgroup::Empty;
+    // One that was deleted by force may run on: while its volume is there, only its processes tell.
+    let by_server = pod.presence == Presence::Gone && pod.volume == Volume::Absent;
+    if pod.volume == Volume::Unmounted || by_cgroup || by_server {
         return Containers::Ended { at: seen.now, code: None };
     }
     let is_open = seen.known.is_some_and(|known| known.session != Session::None);
@@ -272,5 +275,103 @@ fn restore(sources: &Sources, known: Option<&Known>) -> Restore {
             proof: proof.or_else(|| sources.proofs.proof(from)),
         },
         other @ (Restore::No | Restore::Allowed { .. } | Restore::Unknown) => other.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use lifeboat_domain::ids::PodRef;
+
+    use super::*;
+    use crate::agent::records::PodRecord;
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).unwrap()
+    }
+
+    fn pod(volume: Volume, presence: Presence, ends_at: Option<i64>) -> Pod {
+        let pod = PodRef {
+            namespace: "ml".parse().unwrap(),
+            name: "train-0".parse().unwrap(),
+            uid: "8f7a".parse().unwrap(),
+        };
+        let record =
+            PodRecord { ends_at: ends_at.map(at), grace_seconds: Some(30), ..PodRecord::new(pod) };
+        Pod { record, volume, presence }
+    }
+
+    fn known(terminating: Option<i64>) -> Known {
+        let pod = pod(Volume::Mounted, Presence::Unknown, None).record.pod;
+        Known {
+            pod,
+            session: Session::Open,
+            asked: Asked::Nothing,
+            checkpoint: Checkpoint::Idle,
+            insurance: None,
+            size: None,
+            quiet: Quiet::Running,
+            terminating: terminating.map(at),
+            restore: Restore::No,
+            pids: BTreeSet::new(),
+            step: None,
+        }
+    }
+
+    fn seen(known: Option<&Known>) -> Seen<'_> {
+        let wishes = pod(Volume::Absent, Presence::Unknown, None).record.wishes();
+        Seen { wishes, known, record: None, now: at(100) }
+    }
+
+    #[test]
+    fn containers_have_ended_by_kubelets_word_the_servers_or_the_kernels() {
+        use Cgroup::Empty;
+        use Cgroup::Populated;
+        use Cgroup::Unknown;
+        use Presence::Gone;
+        use Presence::Present;
+        let rows = [
+            (pod(Volume::Mounted, Present, None), Empty, "unknown"),
+            (pod(Volume::Mounted, Present, None), Populated, "running"),
+            (pod(Volume::Mounted, Present, Some(90)), Populated, "running"),
+            (pod(Volume::Mounted, Present, Some(90)), Empty, "ended"),
+            (pod(Volume::Mounted, Present, Some(90)), Unknown, "unknown"),
+            (pod(Volume::Mounted, Gone, None), Populated, "running"),
+            (pod(Volume::Mounted, Gone, None), Unknown, "unknown"),
+            (pod(Volume::Absent, Gone, None), Unknown, "ended"),
+            (pod(Volume::Unmounted, Presence::Unknown, None), Unknown, "ended"),
+        ];
+        for (pod, cgroup, expected) in rows {
+            let found = match containers(&pod, None, &seen(None), cgroup) {
+                Containers::Running => "running",
+                Containers::Ended { .. } => "ended",
+                Containers::Unknown => "unknown",
+            };
+            assert_eq!(found, expected, "{pod:?} {cgroup:?}");
+        }
+    }
+
+    #[test]
+    fn a_pod_is_being_ended_by_the_servers_word_or_by_sigterm_whichever_is_sooner() {
+        use Presence::Present;
+        let told = known(Some(50));
+        let silent = known(None);
+        let rows = [
+            (Some(95), &silent, Server::There, Some(at(95))),
+            (Some(95), &told, Server::There, Some(at(80))),
+            (None, &told, Server::Away, Some(at(80))),
+            (None, &silent, Server::There, None),
+            (None, &silent, Server::Away, None),
+        ];
+        for (ends_at, known, server, expected) in rows {
+            let pod = pod(Volume::Mounted, Present, ends_at);
+            let found = ending(&pod, &seen(Some(known)), server);
+            assert_eq!(found.ends_at(), expected);
+        }
+        let pod = pod(Volume::Mounted, Present, None);
+        assert_eq!(ending(&pod, &seen(Some(&silent)), Server::There), Ending::No);
+        assert_eq!(ending(&pod, &seen(Some(&silent)), Server::Away), Ending::Unknown);
+        assert_eq!(pod.record.grace(), Duration::from_secs(30));
     }
 }

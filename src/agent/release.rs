@@ -259,7 +259,10 @@ impl Watches {
         };
         let begun = Watch { state: ReleaseWatch::Watching, slices: BTreeSet::new(), since: now };
         let watch = self.by_pod.entry(pod.clone()).or_insert(begun);
-        if !matches!(watch.state, ReleaseWatch::Released { .. }) {
+        let over = matches!(watch.state, ReleaseWatch::Released { .. });
+        if !over && watch.slices != slices {
+            // What was seen empty were others.
+            watch.state = ReleaseWatch::Watching;
             watch.slices = slices;
         }
     }
@@ -384,6 +387,27 @@ mod tests {
         check(&view(lists(&[], processes(&[1])), nobody()), "GPU-1::1", Cgroup::Empty, "held");
         check(&view(lists(&[], List::Unread), nobody()), "GPU-1", Cgroup::Empty, "held");
         check(&view(lists(&[9], processes(&[])), nobody()), "GPU-1", Cgroup::Empty, "held");
+    }
+
+    #[test]
+    fn a_watch_over_unknown_slices_waits_until_they_are_known() {
+        let pod: PodUid = POD.parse().unwrap();
+        let free = view(lists(&[], processes(&[])), lists(&[], processes(&[])));
+        let at = |millis| Timestamp::from_millisecond(millis).unwrap();
+        let cgroups = BTreeMap::from([(pod.clone(), Cgroup::Empty)]);
+        let mut watches = Watches::default();
+        watches.begin(&pod, &Slices::Unknown, at(0));
+        for millis in [100, 300, 500] {
+            watches.see(&free, &cgroups, at(millis));
+        }
+        assert_eq!(watches.release(&pod).label(), "held");
+        let gpu = "GPU-1".parse().unwrap();
+        watches.begin(&pod, &Slices::of([Slice::Whole { gpu }]), at(600));
+        watches.see(&free, &cgroups, at(700));
+        assert_eq!(watches.release(&pod).label(), "seen-empty");
+        watches.see(&free, &cgroups, at(900));
+        assert_eq!(watches.release(&pod).label(), "released");
+        assert!(watches.open().is_empty());
     }
 
     #[test]

@@ -12,6 +12,7 @@ use lifeboat_domain::gpu::Cgroup;
 use lifeboat_domain::gpu::Release;
 use lifeboat_domain::ids::GpuUuid;
 use lifeboat_domain::ids::PodUid;
+use lifeboat_domain::node::facts::NodeFacts;
 use lifeboat_domain::workload::Slices;
 use tokio::time::Instant;
 use tracing::info;
@@ -90,6 +91,17 @@ impl Senses {
         let now = self.clock.now();
         self.sensed().watches.begin(pod, slices, now);
         self.wanted.ring();
+    }
+
+    /// Takes in what is now known of the slices that are watched: a watch may begin before kubelet
+    /// has said which they are.
+    pub fn know(&self, facts: &NodeFacts) {
+        let mut sensed = self.sensed();
+        for pod in sensed.watches.open() {
+            if let Some(workload) = facts.workloads.get(&pod) {
+                sensed.watches.begin(&pod, &workload.report.slices, facts.observed_at);
+            }
+        }
     }
 
     /// How far the release of a pod's slices is.
