@@ -256,7 +256,9 @@ fn no_hold_outlives(run: &Run<'_>) -> Vec<Broken> {
         .collect();
     let outlived = run.state.cluster.list(POD).filter(|pod| {
         let ours = object::annotation(pod, "lifeboat.dev/held");
-        !ours.is_empty() && ours != "always" && !open.contains(object::text(pod, "/spec/nodeName"))
+        !ours.is_empty()
+            && ours != "admission"
+            && !open.contains(object::text(pod, "/spec/nodeName"))
     });
     outlived.map(|pod| broken("S11", format!("{} is still held", object::name(pod)))).collect()
 }

@@ -15,6 +15,7 @@ use crate::world::build::NodeSpec;
 use crate::world::cluster::resource::BUDGET;
 use crate::world::cluster::resource::DAEMON_SET;
 use crate::world::cluster::resource::JOB;
+use crate::world::cluster::resource::NODE_OVERLAY;
 use crate::world::cluster::resource::PRIORITY_CLASS;
 use crate::world::instances::Purchase;
 use crate::world::machines::Gpu;
@@ -41,6 +42,11 @@ pub fn usual(world: &World, slices: u32) {
         within("karpenter.sh/capacity-type", &["spot", "on-demand"]),
     ];
     build::add_pool(world, POOL, &requirements);
+    if slices > 1 {
+        let slices = json!({ "nvidia.com/gpu": slices.to_string() });
+        let overlay = json!({ "metadata": { "name": POOL }, "spec": { "capacity": slices } });
+        world.update(|state| state.cluster.put(NODE_OVERLAY, overlay));
+    }
     world.update(|state| {
         let critical =
             json!({ "metadata": { "name": "system-node-critical" }, "value": 2_000_001_000 });
@@ -184,7 +190,7 @@ fn template(line: &Line, name: &str) -> Result<Value, ScriptError> {
         // What the webhook of the deploy tier will do at admission.
         if line.option("hold").unwrap_or("always") == "always" && mode != "sigterm" {
             annotations["karpenter.sh/do-not-disrupt"] = json!("true");
-            annotations["lifeboat.dev/held"] = json!("always");
+            annotations["lifeboat.dev/held"] = json!("admission");
         }
     }
     let resource = line.option("gpu").unwrap_or("nvidia.com/gpu");
