@@ -66,9 +66,9 @@ pub enum CommandError {
 
 impl CommandError {
     fn read(what: &'static str) -> impl FnOnce(kube::Error) -> Self {
-        move |source| match source {
-            kube::Error::Api(status) if status.code == 404 => Self::NoDefinitions,
-            source => Self::Read { what, source },
+        move |source| {
+            let unknown = matches!(&source, kube::Error::Api(status) if status.code == 404);
+            if unknown { Self::NoDefinitions } else { Self::Read { what, source } }
         }
     }
 }

@@ -93,9 +93,10 @@ pub(super) fn pause_wish(off: bool) -> pauses::Wish {
 pub(super) async fn cleanup(settings: &Settings, wish: marks::Wish) -> Result<(), Failure> {
     let config = load(Program::Command, settings)?;
     let report = marks::run(&client(&config).await?, wish).await?;
-    let none = "no marks of ours\n".to_owned();
-    let lines: String = report.lines.iter().map(|line| format!("{line}\n")).collect();
-    print(if lines.is_empty() { &none } else { &lines })?;
+    match report.lines.as_slice() {
+        [] => print("no marks of ours\n")?,
+        lines => print(&format!("{}\n", lines.join("\n")))?,
+    }
     match report.failed {
         0 => Ok(()),
         failed => {

@@ -31,7 +31,7 @@ pub(super) fn controller(settings: &Settings) -> Result<(), Failure> {
         let clock = Clock::system();
         let reached = wiring::reach_controller(&config, &clients, &clock);
         let run = wiring::controller(config.clone(), clients.clone(), clock.clone(), shutdown);
-        beside(reached, run).await.map_err(|error| Failure::new(UNAVAILABLE, &error))
+        Box::pin(beside(reached, run)).await.map_err(|error| Failure::new(UNAVAILABLE, &error))
     })
 }
 
@@ -42,7 +42,7 @@ pub(super) fn agent(settings: &Settings) -> Result<(), Failure> {
         let runtime = wiring::Runtime { clock: Clock::system(), offload: Offload::Threads };
         let reached = wiring::reach_agent(&config, &clients, &runtime.clock);
         let run = wiring::agent(config.clone(), clients.clone(), runtime.clone(), shutdown);
-        beside(reached, run).await.map_err(|error| Failure::new(UNAVAILABLE, &error))
+        Box::pin(beside(reached, run)).await.map_err(|error| Failure::new(UNAVAILABLE, &error))
     })
 }
 

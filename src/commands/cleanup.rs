@@ -125,8 +125,8 @@ async fn take_back(cluster: &Cluster, marked: &Marked) -> Result<(), ClusterErro
 }
 
 async fn resume(cluster: &Cluster, path: &str) -> Result<(), ClusterError> {
-    let patch = json!({"metadata": {"annotations": {marks::PAUSED: null}}});
-    cluster.write(path, Write::MergePatch(patch), REQUEST_MAX).await.map(drop)
+    let unmarked = json!({"metadata": {"annotations": {marks::PAUSED: null}}});
+    cluster.write(path, Write::MergePatch(unmarked), REQUEST_MAX).await.map(drop)
 }
 
 fn named(marked: &Marked) -> String {

@@ -328,9 +328,10 @@ pub(super) fn load(program: Program, sources: &Sources) -> Result<Config, Faults
     if reader.faults.is_empty() {
         reader.faults.extend(rules_of_domain(&config));
     }
-    match reader.faults.is_empty() {
-        true => Ok(Config { warnings: reader.warnings, ..config }),
-        false => Err(Faults(reader.faults)),
+    if reader.faults.is_empty() {
+        Ok(Config { warnings: reader.warnings, ..config })
+    } else {
+        Err(Faults(reader.faults))
     }
 }
 

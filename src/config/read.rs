@@ -243,14 +243,11 @@ impl Reader {
     }
 
     fn take(&mut self, key: &str, text: String, origin: String) {
-        match self.keys.iter().find(|row| row.name == key) {
-            Some(row) => {
-                self.written.insert(row.name, Written { text, origin });
-            }
-            None => {
-                let allowed = self.near(key);
-                self.faults.push(Fault::Key { key: key.to_owned(), origin, allowed });
-            }
+        if let Some(row) = self.keys.iter().find(|row| row.name == key) {
+            self.written.insert(row.name, Written { text, origin });
+        } else {
+            let allowed = self.near(key);
+            self.faults.push(Fault::Key { key: key.to_owned(), origin, allowed });
         }
     }
 

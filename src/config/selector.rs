@@ -94,19 +94,19 @@ fn parts(text: &str) -> impl Iterator<Item = &str> {
     .map(str::trim)
 }
 
-fn requirement(text: &str) -> Option<Requirement> {
-    let (label, test) = if let Some((label, values)) = text.split_once(" notin ") {
+fn requirement(whole: &str) -> Option<Requirement> {
+    let (label, test) = if let Some((label, values)) = whole.split_once(" notin ") {
         (label, Test::NotIn(set(values)?))
-    } else if let Some((label, values)) = text.split_once(" in ") {
+    } else if let Some((label, values)) = whole.split_once(" in ") {
         (label, Test::In(set(values)?))
-    } else if let Some((label, value)) = text.split_once("!=") {
+    } else if let Some((label, value)) = whole.split_once("!=") {
         (label, Test::NotIn(vec![value.trim().to_owned()]))
-    } else if let Some((label, value)) = text.split_once("==").or_else(|| text.split_once('=')) {
+    } else if let Some((label, value)) = whole.split_once("==").or_else(|| whole.split_once('=')) {
         (label, Test::In(vec![value.trim().to_owned()]))
-    } else if let Some(label) = text.strip_prefix('!') {
+    } else if let Some(label) = whole.strip_prefix('!') {
         (label, Test::Absent)
     } else {
-        (text, Test::Exists)
+        (whole, Test::Exists)
     };
     let label = label.trim();
     let plain = |letter: char| letter.is_ascii_alphanumeric() || "-._/".contains(letter);

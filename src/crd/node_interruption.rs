@@ -1,4 +1,5 @@
 //! `NodeInterruption`: the record of one interruption, named by its instance.
+#![allow(clippy::duplicated_attributes, reason = "each printer column has a name and a type")]
 #![expect(unreachable_pub, reason = "the derive repeats the type inside a function")]
 
 use std::collections::BTreeMap;

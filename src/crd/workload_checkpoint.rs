@@ -1,5 +1,6 @@
 //! `WorkloadCheckpoint`: the index of what is saved under one job key. The manifest in the bucket
 //! is the truth.
+#![allow(clippy::duplicated_attributes, reason = "each printer column has a name and a type")]
 #![expect(unreachable_pub, reason = "the derive repeats the type inside a function")]
 
 use std::collections::BTreeMap;

@@ -35,7 +35,7 @@ const FIRST_AID: Duration = Duration::from_secs(2);
 
 /// How long one request to the bucket may take: a chunk over a slow line, and no longer than the
 /// notice itself.
-const CHUNK: Duration = Duration::from_secs(60);
+const CHUNK: Duration = Duration::from_mins(1);
 
 /// Why a client was not made. Nothing was sent yet.
 #[derive(Debug, thiserror::Error)]

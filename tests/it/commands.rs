@@ -129,7 +129,7 @@ async fn cleanup_takes_back_ours_and_nothing_else() {
     assert_eq!(node["spec"]["unschedulable"], Value::Null);
     assert_eq!(node["spec"]["taints"].as_array().unwrap().len(), 1);
     assert_eq!(
-        fixture.pod("ours")["metadata"]["annotations"].as_object().map_or(0, |all| all.len()),
+        fixture.pod("ours")["metadata"]["annotations"].as_object().map_or(0, serde_json::Map::len),
         0
     );
     assert_eq!(fixture.pod("theirs")["metadata"]["annotations"], theirs);

@@ -65,7 +65,8 @@ fn reasons(file: &str) -> Vec<(String, String)> {
     let mut meaning = String::new();
     for line in body.lines().map(str::trim) {
         if let Some(words) = line.strip_prefix("///") {
-            meaning = format!("{meaning} {}", words.trim()).trim().to_owned();
+            let longer = format!("{meaning} {}", words.trim());
+            longer.trim().clone_into(&mut meaning);
         } else if line.starts_with(char::is_uppercase) {
             let end = line.find(|letter: char| !letter.is_alphanumeric()).unwrap_or(line.len());
             found.push((line[..end].to_owned(), std::mem::take(&mut meaning)));

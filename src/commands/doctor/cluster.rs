@@ -92,14 +92,11 @@ fn collect(schema: &Value, path: &str, names: &mut Vec<String>) {
         Value::Array(items) => items.iter().for_each(|item| collect(item, path, names)),
         Value::Object(fields) => {
             for (name, value) in fields {
-                let below = match name.as_str() {
-                    "properties" => value.as_object().into_iter().flatten(),
-                    _ => {
-                        collect(value, path, names);
-                        continue;
-                    }
-                };
-                for (field, schema) in below {
+                if name != "properties" {
+                    collect(value, path, names);
+                    continue;
+                }
+                for (field, schema) in value.as_object().into_iter().flatten() {
                     let path = format!("{path}.{field}");
                     names.push(path.clone());
                     collect(schema, &path, names);
