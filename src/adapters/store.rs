@@ -9,7 +9,9 @@ use std::time::Duration;
 use backon::BackoffBuilder;
 use backon::ExponentialBuilder;
 use bytes::Bytes;
+use futures::FutureExt;
 use futures::TryStreamExt;
+use futures::future::BoxFuture;
 use lifeboat_checkpoint::chunk::Chunk;
 use lifeboat_checkpoint::chunk::ChunkError;
 use lifeboat_domain::deadline::Deadline;
@@ -138,10 +140,10 @@ impl Store {
 
     /// Puts an object whose name follows from its content, so that writing it twice is no fault.
     pub async fn put(&self, path: &Path, bytes: &Bytes, by: Deadline) -> Result<(), StoreError> {
-        self.until(path, by, async || {
-            let payload = bytes.clone().into();
-            self.bucket.put(path, payload).await.map_err(|source| refusal(path, source))?;
-            Ok(())
+        let bytes = bytes.clone();
+        self.until(path, by, move |store, path| {
+            let bytes = bytes.clone();
+            async move { store.put_once(&path, &bytes).await }.boxed()
         })
         .await
     }
@@ -156,22 +158,20 @@ impl Store {
         bytes: &Bytes,
         by: Deadline,
     ) -> Result<Create, StoreError> {
-        self.until(path, by, async || {
-            let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
-            match self.bucket.put_opts(path, bytes.clone().into(), options).await {
-                Ok(_) => Ok(Create::Created),
-                Err(object_store::Error::AlreadyExists { path: _, source }) => {
-                    self.compare(path, bytes, source).await
-                }
-                Err(source) => Err(refusal(path, source)),
-            }
+        let bytes = bytes.clone();
+        self.until(path, by, move |store, path| {
+            let bytes = bytes.clone();
+            async move { store.create_once(&path, &bytes).await }.boxed()
         })
         .await
     }
 
     /// Reads an object of at most `limit` bytes.
     pub async fn read(&self, path: &Path, limit: u64, by: Deadline) -> Result<Bytes, StoreError> {
-        self.until(path, by, async || self.read_once(path, limit).await).await
+        self.until(path, by, move |store, path| {
+            async move { store.read_once(&path, limit).await }.boxed()
+        })
+        .await
     }
 
     /// Reads a chunk that is stored under its hash, and checks that it is what it should be.
@@ -192,18 +192,38 @@ impl Store {
 
     /// Names all objects below a folder, at most a hundred thousand, in order.
     pub async fn names(&self, folder: &Path, by: Deadline) -> Result<Vec<Path>, StoreError> {
-        self.until(folder, by, async || {
-            let mut names = Vec::new();
-            let mut listing = self.bucket.list(Some(folder));
-            while names.len() < NAMES_MAX {
-                let next = listing.try_next().await.map_err(|source| refusal(folder, source))?;
-                let Some(object) = next else { break };
-                names.push(object.location);
-            }
-            names.sort();
-            Ok(names)
+        self.until(folder, by, |store, folder| {
+            async move { store.names_once(&folder).await }.boxed()
         })
         .await
+    }
+
+    async fn put_once(&self, path: &Path, bytes: &Bytes) -> Result<(), StoreError> {
+        let put = self.bucket.put(path, bytes.clone().into()).await;
+        put.map(|_| ()).map_err(|source| refusal(path, source))
+    }
+
+    async fn create_once(&self, path: &Path, bytes: &Bytes) -> Result<Create, StoreError> {
+        let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
+        match self.bucket.put_opts(path, bytes.clone().into(), options).await {
+            Ok(_) => Ok(Create::Created),
+            Err(object_store::Error::AlreadyExists { path: _, source }) => {
+                self.compare(path, bytes, source).await
+            }
+            Err(source) => Err(refusal(path, source)),
+        }
+    }
+
+    async fn names_once(&self, folder: &Path) -> Result<Vec<Path>, StoreError> {
+        let mut names = Vec::new();
+        let mut listing = self.bucket.list(Some(folder));
+        while names.len() < NAMES_MAX {
+            let next = listing.try_next().await.map_err(|source| refusal(folder, source))?;
+            let Some(object) = next else { break };
+            names.push(object.location);
+        }
+        names.sort();
+        Ok(names)
     }
 
     async fn read_once(&self, path: &Path, limit: u64) -> Result<Bytes, StoreError> {
@@ -235,25 +255,24 @@ impl Store {
         }
     }
 
-    async fn until<T, F: Future<Output = Result<T, StoreError>>>(
+    // Boxed and owned: a compiler that looks into borrows here cannot tell that they may change
+    // threads.
+    fn until<T: Send + 'static>(
         &self,
         path: &Path,
         by: Deadline,
-        mut attempt: impl FnMut() -> F,
-    ) -> Result<T, StoreError> {
+        attempt: impl Fn(Self, Path) -> BoxFuture<'static, Result<T, StoreError>> + Send + 'static,
+    ) -> BoxFuture<'static, Result<T, StoreError>> {
+        let (store, path, clock) = (self.clone(), path.clone(), self.clock.clone());
         let mut patience = PATIENCE;
-        retry::until(by, pauses(), &self.clock, || {
-            let within = patience.min(by.left(self.clock.now()));
+        let bounded = move || {
+            let within = patience.min(by.left(store.clock.now()));
             patience *= 2;
-            let attempt = tokio::time::timeout(within, attempt());
-            async move {
-                match attempt.await {
-                    Ok(answer) => answer,
-                    Err(_elapsed) => Err(StoreError::Late { path: path.clone() }),
-                }
-            }
-        })
-        .await
+            let answer = tokio::time::timeout(within, attempt(store.clone(), path.clone()));
+            let path = path.clone();
+            async move { answer.await.unwrap_or(Err(StoreError::Late { path })) }.boxed()
+        };
+        async move { retry::until(by, pauses(), &clock, bounded).await }.boxed()
     }
 }
 

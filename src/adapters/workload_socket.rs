@@ -36,7 +36,7 @@ pub struct Sender {
     stream: Arc<UnixStream>,
 }
 
-/// A workload that has connected.
+/// A workload that has connected, and both ends of its line.
 #[derive(Debug)]
 pub struct Connection {
     /// Its process, as the kernel names it on this node; none if it has none here.
@@ -97,9 +97,7 @@ impl Receiver {
     /// The next frame, with its descriptors; none when the workload has closed its end.
     ///
     /// Dropped while it waits, nothing is lost.
-    pub async fn receive(
-        &mut self,
-    ) -> Result<Option<(FromWorkload, Vec<OwnedFd>)>, SocketError> {
+    pub async fn receive(&mut self) -> Result<Option<(FromWorkload, Vec<OwnedFd>)>, SocketError> {
         loop {
             let next = self.inbox.take();
             if let Some(frame) = next.map_err(|source| SocketError::Frame { source })? {
@@ -107,8 +105,7 @@ impl Receiver {
             }
             self.stream.readable().await.map_err(failed("read"))?;
             let mut descriptors = Vec::new();
-            let receive =
-                || fd::receive(self.stream.as_fd(), &mut self.buffer, &mut descriptors);
+            let receive = || fd::receive(self.stream.as_fd(), &mut self.buffer, &mut descriptors);
             match self.stream.try_io(Interest::READABLE, receive) {
                 Ok(0) => return Ok(None),
                 Ok(count) => self.inbox.push(&self.buffer[..count], descriptors),

@@ -3,6 +3,18 @@
 //! [`Workloads`] is the handle that the agent's loop holds; [`Driver`] is the one task that does
 //! the work. Dropping the driver ends all of it.
 
+mod facts;
+mod frames;
+mod hello;
+mod life;
+mod line;
+mod lives;
+mod look;
+mod registry;
+mod restoring;
+mod saving;
+mod session;
+
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,6 +40,7 @@ use tokio::sync::watch;
 use tracing::error;
 
 use crate::adapters::store::Store;
+use crate::agent::workloads::registry::Registry;
 use crate::clock::Clock;
 use crate::data::scheduler::Direction;
 use crate::data::scheduler::Scheduler;
@@ -224,6 +237,7 @@ impl Workloads {
 impl Driver {
     /// Works until it is dropped.
     pub async fn run(self) {
-        std::future::pending::<()>().await;
+        let Self { orders, known, means } = self;
+        Registry::new(means).run(orders, known).await;
     }
 }

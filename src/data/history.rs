@@ -28,7 +28,7 @@ pub struct Owner {
     pub job_key: String,
 }
 
-/// The epochs of one job key.
+/// The epochs of one job key, in their order.
 #[derive(Clone, Debug)]
 pub struct History {
     store: Store,
@@ -145,11 +145,7 @@ impl History {
     /// Creates the epoch that a manifest names. This is the commit: it comes last.
     ///
     /// Whoever comes second learns whose the number is, and never tries the next one.
-    pub async fn create(
-        &self,
-        manifest: &Manifest,
-        by: Deadline,
-    ) -> Result<Written, HistoryError> {
+    pub async fn create(&self, manifest: &Manifest, by: Deadline) -> Result<Written, HistoryError> {
         let epoch = manifest.epoch;
         let path = Path::from(self.keys.manifest(epoch));
         let bytes = Bytes::from(manifest.to_bytes());

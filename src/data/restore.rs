@@ -34,6 +34,9 @@ pub const PAST_DEADLINE: Duration = Duration::from_secs(30);
 /// Bytes above which writing into the ring leaves the async thread.
 const INLINE_MAX: u64 = 1 << 20;
 
+/// How long a workload may copy nothing, with all slots full.
+const STALLED: Duration = Duration::from_secs(20);
+
 /// Most epochs that are looked through for a step.
 const LOOK_BACK: usize = 1000;
 
@@ -244,8 +247,8 @@ pub async fn successor(means: &Means, beginning: &Beginning) -> Option<Manifest>
 }
 
 /// Puts a rank's stream into the ring, part by part, each part checked; ends when the workload has
-/// copied all of it.
-pub async fn fill<T: Fn(Fill)>(
+/// copied all of it. One that copies nothing for a while is given up: others need the ring.
+pub async fn fill<T: Fn(Fill) -> Result<(), RestoreError>>(
     means: &Means,
     rank: &RankManifest,
     lane: &Lane,
@@ -255,17 +258,19 @@ pub async fn fill<T: Fn(Fill)>(
     let mut free: BTreeSet<u32> = (0..ring.shape().slots()).collect();
     let mut full = BTreeSet::new();
     let mut reading = FuturesUnordered::new();
-    let mut stream = placed(&rank.chunks).peekable();
+    let mut stream = runs(&rank.chunks).peekable();
     loop {
-        while let Some((offset, chunk)) = stream.peek().copied() {
-            if chunk.digest().is_none() {
-                filled(Fill::Zeros { offset, bytes: chunk.bytes });
-                lane.turn(chunk.bytes).await.skipped();
-            } else if let Some(slot) = free.pop_first() {
-                let target = Target { ring: ring.clone(), slot };
-                reading.push(read(means, lane, (offset, chunk), target));
-            } else {
-                break;
+        while let Some(run) = stream.peek().copied() {
+            match run {
+                Run::Zeros { offset, bytes } => {
+                    filled(Fill::Zeros { offset, bytes })?;
+                    lane.skip(bytes);
+                }
+                Run::Chunk { offset, chunk } => {
+                    let Some(slot) = free.pop_first() else { break };
+                    let target = Target { ring: ring.clone(), slot };
+                    reading.push(read(means, lane, (offset, chunk), target));
+                }
             }
             stream.next();
         }
@@ -277,7 +282,7 @@ pub async fn fill<T: Fn(Fill)>(
             Some(read) = reading.next(), if !reading.is_empty() => {
                 let (slot, offset, bytes) = read?;
                 full.insert(slot);
-                filled(Fill::Slot { slot, offset, bytes });
+                filled(Fill::Slot { slot, offset, bytes })?;
             }
             slot = emptied.recv() => {
                 let slot = slot.ok_or(RestoreError::Gone)?;
@@ -286,6 +291,7 @@ pub async fn fill<T: Fn(Fill)>(
                     free.insert(slot);
                 }
             }
+            () = tokio::time::sleep(STALLED), if reading.is_empty() => return Err(RestoreError::Gone),
         }
     }
 }
@@ -309,18 +315,34 @@ async fn read(
     let bytes = means.history.store().read_chunk(&path, chunk, by).await;
     let bytes = bytes.map_err(|source| RestoreError::Chunk { offset, source })?;
     let write = move || ring.write(slot, &bytes);
-    let written =
-        if chunk.bytes <= INLINE_MAX { write() } else { means.offload.run(write).await };
+    let written = if chunk.bytes <= INLINE_MAX { write() } else { means.offload.run(write).await };
     written.map_err(RestoreError::Ring)?;
     turn.moved();
     Ok((slot, offset, chunk.bytes))
 }
 
-fn placed(chunks: &[Chunk]) -> impl Iterator<Item = (u64, Chunk)> {
-    chunks.iter().scan(0_u64, |next, chunk| {
-        let offset = *next;
-        *next = next.saturating_add(chunk.bytes);
-        Some((offset, *chunk))
+/// A part of a stream as it is filled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Run {
+    Chunk { offset: u64, chunk: Chunk },
+    Zeros { offset: u64, bytes: u64 },
+}
+
+/// The stream in order, with zeros in a row taken together, so that they are few frames.
+fn runs(chunks: &[Chunk]) -> impl Iterator<Item = Run> {
+    let mut offset = 0_u64;
+    let mut chunks = chunks.iter().peekable();
+    std::iter::from_fn(move || {
+        let chunk = *chunks.next()?;
+        let begin = offset;
+        offset = offset.saturating_add(chunk.bytes);
+        if chunk.digest().is_some() {
+            return Some(Run::Chunk { offset: begin, chunk });
+        }
+        while let Some(zeros) = chunks.next_if(|next| next.digest().is_none()) {
+            offset = offset.saturating_add(zeros.bytes);
+        }
+        Some(Run::Zeros { offset: begin, bytes: offset - begin })
     })
 }
 
@@ -345,11 +367,7 @@ async fn origin(means: &Means, wish: Wish, newest: &Manifest) -> Result<Origin, 
     Ok(Origin::State(Box::new(state)))
 }
 
-async fn state_of(
-    means: &Means,
-    newest: &Manifest,
-    epoch: u64,
-) -> Result<Manifest, RestoreError> {
+async fn state_of(means: &Means, newest: &Manifest, epoch: u64) -> Result<Manifest, RestoreError> {
     if newest.epoch == epoch && newest.kind == Kind::Save {
         return Ok(newest.clone());
     }
@@ -372,4 +390,24 @@ async fn at_step(means: &Means, newest: &Manifest, step: u64) -> Result<Manifest
         }
     }
     Err(RestoreError::Absent { what: format!("step {step}") })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn zeros_in_a_row_are_one_run() {
+        let chunks: Vec<Chunk> =
+            [&[0_u8; 4][..], &[0; 2], &[1; 3], &[0; 5]].map(Chunk::of).into_iter().collect();
+        let found: Vec<Run> = runs(&chunks).collect();
+        assert_eq!(
+            found,
+            [
+                Run::Zeros { offset: 0, bytes: 6 },
+                Run::Chunk { offset: 6, chunk: chunks[2] },
+                Run::Zeros { offset: 9, bytes: 5 },
+            ]
+        );
+    }
 }

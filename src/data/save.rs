@@ -16,15 +16,20 @@ use lifeboat_checkpoint::chunk::CHUNK_MAX;
 use lifeboat_checkpoint::chunk::Chunk;
 use lifeboat_checkpoint::chunk::Digest;
 use lifeboat_checkpoint::manifest::FORMAT;
+use lifeboat_checkpoint::manifest::Holder;
+use lifeboat_checkpoint::manifest::Kind;
 use lifeboat_checkpoint::manifest::Manifest;
 use lifeboat_checkpoint::manifest::RankEntry;
 use lifeboat_checkpoint::manifest::RankManifest;
 use lifeboat_checkpoint::region::Layout;
+use lifeboat_checkpoint::region::Region;
+use lifeboat_checkpoint::region::Spread;
 use lifeboat_domain::deadline::Deadline;
 use object_store::path::Path;
 use tokio::sync::mpsc;
 
 use crate::adapters::store::StoreError;
+use crate::clock::Clock;
 use crate::data::buffers::Buffers;
 use crate::data::history::History;
 use crate::data::history::HistoryError;
@@ -39,34 +44,52 @@ use crate::offload::Offload;
 /// Bytes above which reading and hashing leave the async thread.
 const INLINE_MAX: u64 = 1 << 20;
 
-/// What one rank saves, and where it goes.
-#[derive(Debug)]
-pub struct RankSave {
+/// Commits of its own that a life may find in its way, whose answers were lost.
+const OWN_MAX: usize = 3;
+
+/// The life that saves, and how far its history is.
+#[derive(Clone, Debug)]
+pub struct Life {
+    /// Tells this life from others of the same pod.
+    pub run: String,
+    /// How many ranks it has.
+    pub world: u32,
+    /// Who holds the job key.
+    pub holder: Holder,
+    /// The last number of this life: claimed or committed; 0 before the first.
+    pub last: u64,
+    /// The epoch whose state it went on from, or saved last.
+    pub parent: Option<u64>,
+    /// When the instance may be gone, as the manifest will say.
+    pub deadline: Option<Deadline>,
+}
+
+/// What every part of a save works with.
+#[derive(Clone, Debug)]
+pub struct Means {
     /// The job key's place in the bucket.
     pub history: History,
-    /// The epoch that is being written.
-    pub epoch: u64,
-    /// The rank.
-    pub rank: u32,
-    /// Steps completed in this state.
-    pub step: u64,
-    /// Tells this attempt from another one at the same epoch.
-    pub attempt: String,
-    /// Its regions and its tree.
-    pub layout: Layout,
+    /// The agent's own buffers.
+    pub buffers: Buffers,
+    /// Where hashing runs.
+    pub offload: Offload,
+    /// The time.
+    pub clock: Clock,
     /// Chunks that need not be stored again: those of the newest committed manifest.
     pub known: Arc<BTreeSet<Digest>>,
     /// When it must be durable.
     pub by: Deadline,
 }
 
-/// What every save on a node shares.
+/// What one rank announces.
 #[derive(Clone, Debug)]
-pub struct Means {
-    /// The agent's own buffers.
-    pub buffers: Buffers,
-    /// Where hashing runs.
-    pub offload: Offload,
+pub struct Announced {
+    /// The rank.
+    pub rank: u32,
+    /// Steps completed in its state.
+    pub step: u64,
+    /// Its regions and its tree.
+    pub layout: Layout,
 }
 
 /// A part of a rank's stream, whose bytes lie with the workload until they are taken.
@@ -90,26 +113,63 @@ pub enum Source {
         /// The slot.
         slot: u32,
     },
-    /// In a file or region of the workload's own, from this offset on.
+    /// In a file or region of the workload's own, from there on.
     File {
         /// Its descriptor.
         file: Arc<OwnedFd>,
         /// Where the part begins in it.
-        offset: u64,
+        from: u64,
     },
+}
+
+/// Bytes in a file of the workload's.
+#[derive(Clone, Debug)]
+pub struct Segment {
+    /// Its descriptor.
+    pub file: Arc<OwnedFd>,
+    /// Where they begin in it.
+    pub from: u64,
+    /// How many.
+    pub bytes: u64,
+}
+
+/// What a rank hands over, and who is told that it was taken.
+#[derive(Debug)]
+pub struct Intake<T> {
+    /// Its parts, in any order.
+    pub parts: mpsc::Receiver<Part>,
+    /// Told of each part once its bytes are in a buffer of ours.
+    pub taken: T,
+}
+
+/// A rank whose chunks are stored; nothing names them yet.
+#[derive(Clone, Debug)]
+pub struct Stored {
+    /// What it announced.
+    pub announced: Announced,
+    /// Its stream.
+    pub chunks: Vec<Chunk>,
+}
+
+/// An epoch that was committed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Committed {
+    /// Its number.
+    pub epoch: u64,
+    /// Steps completed in it.
+    pub step: u64,
+    /// Size of the state, over all ranks.
+    pub bytes: u64,
+    /// The chunks that it names.
+    pub digests: BTreeSet<Digest>,
 }
 
 /// Why a state was not saved.
 #[derive(Debug, thiserror::Error)]
 pub enum SaveError {
     /// A chunk or a rank's manifest was not stored.
-    #[error("a part of epoch {epoch} was not stored")]
-    Part {
-        /// The epoch.
-        epoch: u64,
-        /// What the bucket said.
-        source: StoreError,
-    },
+    #[error("a part of the checkpoint was not stored")]
+    Part(#[source] StoreError),
     /// The epoch's manifest was not written.
     #[error("epoch {epoch} was not committed")]
     Commit {
@@ -118,7 +178,7 @@ pub enum SaveError {
         /// What the bucket said.
         source: HistoryError,
     },
-    /// Somebody else has the number: a later life, or a zombie of an earlier one.
+    /// Somebody else has the number: a later life, and we are the zombie.
     #[error("epoch {epoch} belongs to pod `{holder}`")]
     Superseded {
         /// The epoch.
@@ -142,58 +202,53 @@ pub enum SaveError {
         /// Bytes announced.
         expected: u64,
     },
+    /// The workload ended, or its line broke, before it had handed over its state.
+    #[error("rank {rank} ended before its state was taken")]
+    Gone {
+        /// The rank.
+        rank: u32,
+    },
+    /// The ranks saved different steps.
+    #[error("the ranks are at different steps")]
+    Steps,
 }
 
 impl Classify for SaveError {
     fn class(&self) -> Class {
         match self {
-            Self::Part { source, .. } => source.class(),
+            Self::Part(source) => source.class(),
             Self::Commit { source, .. } => source.class(),
             Self::Superseded { .. } => Class::Superseded,
-            Self::HandOver { .. } | Self::Parts { .. } => Class::Permanent,
+            Self::HandOver { .. } | Self::Parts { .. } | Self::Gone { .. } | Self::Steps => {
+                Class::Permanent
+            }
         }
     }
 
     fn label(&self) -> &'static str {
         match self {
-            Self::Part { source, .. } => source.label(),
+            Self::Part(source) => source.label(),
             Self::Commit { source, .. } => source.label(),
             Self::Superseded { .. } => "superseded",
             Self::HandOver { .. } => "hand_over",
             Self::Parts { .. } => "parts",
+            Self::Gone { .. } => "gone",
+            Self::Steps => "steps",
         }
     }
 }
 
-/// What a rank hands over, and who is told that it was taken.
-#[derive(Debug)]
-pub struct Intake<T> {
-    /// Its parts, in any order.
-    pub parts: mpsc::Receiver<Part>,
-    /// Told of each part once its bytes are in a buffer of ours.
-    pub taken: T,
-}
-
-/// A rank whose chunks and manifest are stored; nothing is committed yet.
-#[derive(Clone, Debug)]
-pub struct Stored {
-    /// What the epoch's manifest says of it.
-    pub entry: RankEntry,
-    /// The chunks that it names.
-    pub digests: BTreeSet<Digest>,
-}
-
-/// Stores one rank's state and its manifest, from parts that come in any order.
+/// Stores one rank's chunks, from parts that come in any order.
 ///
 /// Ends when the parts make the whole stream; if the channel closes before, that is an error.
 /// Holds as many bytes as its turns allow, whatever the layout says.
 pub async fn store_rank<T: Fn(&Part)>(
     means: &Means,
-    save: &RankSave,
     lane: &Lane,
+    announced: Announced,
     intake: Intake<T>,
 ) -> Result<Stored, SaveError> {
-    let expected = save.layout.bytes();
+    let expected = announced.layout.bytes();
     let Intake { mut parts, taken: tell } = intake;
     let mut chunks = BTreeMap::new();
     let mut taken = 0;
@@ -208,54 +263,130 @@ pub async fn store_rank<T: Fn(&Part)>(
                 chunks.insert(offset, chunk);
             }
             part = parts.recv(), if open => match part {
-                Some(part) => {
-                    let part = checked(part, expected)?;
-                    under_way.push(take(Work { means, save, lane }, part, &tell));
-                }
+                Some(part) => under_way.push(take(means, lane, checked(part, expected)?, &tell)),
                 None => open = false,
             },
             else => break,
         }
     }
-    let chunks = in_a_row(chunks, expected)?;
-    store_manifest(save, chunks).await
+    Ok(Stored { chunks: in_a_row(chunks, expected)?, announced })
 }
 
-/// Commits an epoch: the last write, which makes all others count.
-pub async fn commit(history: &History, manifest: &Manifest, by: Deadline) -> Result<(), SaveError> {
-    let epoch = manifest.epoch;
-    match history.create(manifest, by).await {
-        Ok(Written::Ours) => Ok(()),
-        Ok(Written::Theirs(theirs)) => {
-            Err(SaveError::Superseded { epoch, holder: theirs.holder.pod })
-        }
-        Err(source) => Err(SaveError::Commit { epoch, source }),
+/// Writes what the donor handed over for all into every rank: its replicated regions and their
+/// chunks, which come first in its stream.
+///
+/// The donor is the first rank; the others were told to leave such regions out.
+pub fn donated(mut ranks: Vec<Stored>) -> Result<Vec<Stored>, SaveError> {
+    let Some((donor, others)) = ranks.split_first_mut() else { return Ok(ranks) };
+    let regions = &donor.announced.layout.regions;
+    let count = regions.iter().take_while(|one| one.spread == Spread::Replicated).count();
+    let regions = &regions[..count];
+    let expected: u64 = regions.iter().map(|region| region.bytes).sum();
+    let mut found = 0;
+    let shared = donor.chunks.iter().take_while(|chunk| {
+        let shared = found < expected;
+        found += if shared { chunk.bytes } else { 0 };
+        shared
+    });
+    let shared: Vec<Chunk> = shared.copied().collect();
+    if found != expected {
+        return Err(SaveError::Parts { found, expected });
     }
+    for rank in others {
+        let left_out = |one: &Region| one.spread != Spread::Replicated;
+        if rank.announced.layout.regions.iter().all(left_out) {
+            rank.announced.layout.regions.splice(0..0, regions.iter().cloned());
+            rank.chunks.splice(0..0, shared.iter().copied());
+        }
+    }
+    Ok(ranks)
 }
 
-#[derive(Clone, Copy)]
-struct Work<'a> {
-    means: &'a Means,
-    save: &'a RankSave,
-    lane: &'a Lane,
+/// Names what was stored: the manifest of each rank, then that of the epoch, which is the commit.
+///
+/// The number is the one after the last of this life. If somebody else has it, we are superseded,
+/// and never try the next one. If it is a commit of our own whose answer was lost, we go on from
+/// there.
+pub async fn commit(means: &Means, life: &Life, ranks: &[Stored]) -> Result<Committed, SaveError> {
+    let mut epoch = life.last.saturating_add(1);
+    let step = ranks.first().map_or(0, |rank| rank.announced.step);
+    if ranks.iter().any(|rank| rank.announced.step != step) {
+        return Err(SaveError::Steps);
+    }
+    for _ in 0..OWN_MAX {
+        let manifest = name_ranks(means, life, ranks, epoch).await?;
+        let written = means.history.create(&manifest, means.by).await;
+        match written.map_err(|source| SaveError::Commit { epoch, source })? {
+            Written::Ours => {
+                let digests = ranks.iter().flat_map(|rank| &rank.chunks);
+                let digests = digests.filter_map(Chunk::digest).copied().collect();
+                return Ok(Committed { epoch, step, bytes: manifest.bytes, digests });
+            }
+            Written::Theirs(theirs) if is_of(life, &theirs) => epoch = epoch.saturating_add(1),
+            Written::Theirs(theirs) => return Err(superseded(&theirs)),
+        }
+    }
+    Err(SaveError::Superseded { epoch, holder: life.holder.pod.clone() })
+}
+
+/// Says that the work is done: nothing is resumed after it.
+pub async fn finish(means: &Means, life: &Life, step: u64) -> Result<Committed, SaveError> {
+    let mut epoch = life.last.saturating_add(1);
+    for _ in 0..OWN_MAX {
+        let manifest = Manifest { kind: Kind::Finished, step, ..blank(means, life, epoch) };
+        let written = means.history.create(&manifest, means.by).await;
+        match written.map_err(|source| SaveError::Commit { epoch, source })? {
+            Written::Ours => {
+                return Ok(Committed { epoch, step, bytes: 0, digests: BTreeSet::new() });
+            }
+            Written::Theirs(theirs) if is_of(life, &theirs) => epoch = epoch.saturating_add(1),
+            Written::Theirs(theirs) => return Err(superseded(&theirs)),
+        }
+    }
+    Err(SaveError::Superseded { epoch, holder: life.holder.pod.clone() })
+}
+
+/// Takes the job key for a new life, which goes on from `state` or from nothing.
+pub async fn claim(
+    means: &Means,
+    life: &Life,
+    state: Option<&Manifest>,
+) -> Result<Written, HistoryError> {
+    let epoch = life.last.saturating_add(1);
+    let manifest = Manifest {
+        kind: Kind::Claim,
+        step: state.map_or(0, |state| state.step),
+        parent: state.map(|state| state.epoch),
+        ..blank(means, life, epoch)
+    };
+    means.history.create(&manifest, means.by).await
+}
+
+/// Whether a manifest was written by this life.
+pub fn is_of(life: &Life, manifest: &Manifest) -> bool {
+    manifest.holder.pod_uid == life.holder.pod_uid && manifest.run == life.run
+}
+
+fn superseded(theirs: &Manifest) -> SaveError {
+    SaveError::Superseded { epoch: theirs.epoch, holder: theirs.holder.pod.clone() }
 }
 
 /// Takes one part into a buffer of our own, names it by what is there, and stores those bytes.
 async fn take(
-    work: Work<'_>,
+    means: &Means,
+    lane: &Lane,
     part: Part,
     tell: &impl Fn(&Part),
 ) -> Result<(u64, Chunk), SaveError> {
-    let Work { means, save, lane } = work;
     let turn = lane.turn(part.bytes).await;
     let offset = part.offset;
     let read = read(means, &part).await;
     let (bytes, chunk) = read.map_err(|source| SaveError::HandOver { offset, source })?;
     tell(&part);
-    if let Some(digest) = chunk.digest().filter(|digest| !save.known.contains(digest)) {
-        let path = Path::from(save.history.keys().chunk(digest));
-        let put = save.history.store().put(&path, &bytes, save.by).await;
-        put.map_err(|source| SaveError::Part { epoch: save.epoch, source })?;
+    drop(part);
+    if let Some(digest) = chunk.digest().filter(|digest| !means.known.contains(digest)) {
+        let path = Path::from(means.history.keys().chunk(digest));
+        means.history.store().put(&path, &bytes, means.by).await.map_err(SaveError::Part)?;
         turn.moved();
     } else {
         turn.skipped();
@@ -272,7 +403,7 @@ async fn read(means: &Means, part: &Part) -> io::Result<(Bytes, Chunk)> {
     let work = move || {
         match &source {
             Source::Ring { ring, slot } => ring.read(*slot, &mut buffer)?,
-            Source::File { file, offset } => read_exact_at(file, &mut buffer, *offset)?,
+            Source::File { file, from } => read_exact_at(file, &mut buffer, *from)?,
         }
         let bytes = buffer.freeze();
         let chunk = Chunk::of(&bytes);
@@ -301,19 +432,87 @@ fn in_a_row(chunks: BTreeMap<u64, Chunk>, expected: u64) -> Result<Vec<Chunk>, S
     if found == expected { Ok(row) } else { Err(SaveError::Parts { found, expected }) }
 }
 
-async fn store_manifest(save: &RankSave, chunks: Vec<Chunk>) -> Result<Stored, SaveError> {
-    let digests = chunks.iter().filter_map(Chunk::digest).copied().collect();
-    let (epoch, rank, step) = (save.epoch, save.rank, save.step);
-    let layout = save.layout.clone();
-    let manifest = RankManifest { format: FORMAT, epoch, rank, step, layout, chunks };
-    let bytes = Bytes::from(manifest.to_bytes());
-    let path = Path::from(save.history.keys().rank(epoch, rank, &save.attempt));
-    let put = save.history.store().put(&path, &bytes, save.by).await;
-    put.map_err(|source| SaveError::Part { epoch, source })?;
-    let entry = RankEntry {
-        attempt: save.attempt.clone(),
-        hash: Digest::of(&bytes),
-        bytes: save.layout.bytes(),
-    };
-    Ok(Stored { entry, digests })
+/// Stores the manifest of each rank, and makes that of the epoch.
+async fn name_ranks(
+    means: &Means,
+    life: &Life,
+    ranks: &[Stored],
+    epoch: u64,
+) -> Result<Manifest, SaveError> {
+    // Unlike any other attempt at the same epoch, so that no two write the same object.
+    let attempt = format!("{}-{}", life.run, means.clock.boottime());
+    let mut entries = BTreeMap::new();
+    for Stored { announced, chunks } in ranks {
+        let (rank, step) = (announced.rank, announced.step);
+        let (layout, chunks) = (announced.layout.clone(), chunks.clone());
+        let bytes = layout.bytes();
+        let manifest = RankManifest { format: FORMAT, epoch, rank, step, layout, chunks };
+        let text = Bytes::from(manifest.to_bytes());
+        let path = Path::from(means.history.keys().rank(epoch, rank, &attempt));
+        means.history.store().put(&path, &text, means.by).await.map_err(SaveError::Part)?;
+        let hash = Digest::of(&text);
+        entries.insert(rank, RankEntry { attempt: attempt.clone(), hash, bytes });
+    }
+    let step = ranks.first().map_or(0, |rank| rank.announced.step);
+    let bytes = entries.values().map(|entry| entry.bytes).sum();
+    Ok(Manifest { step, bytes, ranks: entries, ..blank(means, life, epoch) })
+}
+
+fn blank(means: &Means, life: &Life, epoch: u64) -> Manifest {
+    let owner = means.history.owner();
+    Manifest {
+        format: FORMAT,
+        kind: Kind::Save,
+        cluster: owner.cluster.clone(),
+        namespace: owner.namespace.clone(),
+        job_key: owner.job_key.clone(),
+        epoch,
+        step: 0,
+        world: life.world,
+        run: life.run.clone(),
+        parent: life.parent,
+        holder: life.holder.clone(),
+        created_at: means.clock.now().to_string(),
+        deadline: life.deadline.map(|deadline| deadline.at().to_string()),
+        bytes: 0,
+        ranks: BTreeMap::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lifeboat_checkpoint::region::Dtype;
+
+    use super::*;
+
+    fn stored(rank: u32, regions: &[(&str, Spread)]) -> Stored {
+        let regions = regions.iter().map(|(name, spread)| Region {
+            spread: *spread,
+            ..Region::new(*name, Dtype::U8, &[4])
+        });
+        let layout = Layout { regions: regions.collect(), ..Layout::default() };
+        let chunks = layout.regions.iter().map(|region| {
+            let tag = u8::try_from(rank).unwrap() + 1;
+            let (first, rest) = (region.name.as_bytes()[0], [tag; 3]);
+            let own = [first, rest[0], rest[1], rest[2]];
+            Chunk::of(if region.spread == Spread::Own { &own } else { &[first; 4] })
+        });
+        let chunks = chunks.collect();
+        Stored { announced: Announced { rank, step: 1, layout }, chunks }
+    }
+
+    #[test]
+    fn what_the_donor_hands_over_stands_in_every_rank() {
+        let (own, all) = (Spread::Own, Spread::Replicated);
+        let donor = stored(0, &[("weights", all), ("data", own)]);
+        let spread = donated(vec![donor.clone(), stored(1, &[("data", own)])]).unwrap();
+        let names: Vec<&str> =
+            spread[1].announced.layout.regions.iter().map(|one| one.name.as_str()).collect();
+        assert_eq!(names, ["weights", "data"]);
+        assert_eq!(spread[1].chunks[0], donor.chunks[0]);
+        assert_ne!(spread[1].chunks[1], donor.chunks[1]);
+        // One that handed its own over all the same keeps it.
+        let kept = donated(vec![donor, stored(1, &[("weights", all), ("data", own)])]).unwrap();
+        assert_eq!(kept[1].chunks.len(), 2);
+    }
 }

@@ -210,6 +210,11 @@ impl Lane {
         let grant = self.scheduler.granted(told, What::Turn { bytes }).await;
         Turn { grant, lane: self.number, bytes }
     }
+
+    /// Counts bytes that need not be moved at all.
+    pub fn skip(&self, bytes: u64) {
+        self.scheduler.node().done(self.number, bytes);
+    }
 }
 
 impl Drop for Lane {
@@ -363,7 +368,8 @@ impl Node {
     ///
     /// One that comes later begins where the others are: it gets an equal part from now on.
     fn behind(&mut self, asking: &[(u64, Waiting)]) -> Option<Namespace> {
-        let wanted = |namespace: &Namespace| asking.iter().any(|(_, one)| one.namespace == *namespace);
+        let wanted =
+            |namespace: &Namespace| asking.iter().any(|(_, one)| one.namespace == *namespace);
         self.taken.retain(|namespace, _| wanted(namespace));
         let start = self.taken.values().copied().min().unwrap_or(0);
         for (_, one) in asking {

@@ -4,6 +4,7 @@
 mod agent;
 mod commands;
 mod csi;
+mod data;
 mod dependencies;
 mod documents;
 mod events;

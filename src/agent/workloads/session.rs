@@ -188,11 +188,10 @@ impl State {
         let (Self::Due { save: own } | Self::Handing { save: own }) = self else {
             // A rank that was asked may refuse at once.
             return match (self, input) {
-                (Self::Asked { save: own } | Self::Ready { save: own, .. }, Input::Refuse { .. })
-                    if own == save =>
-                {
-                    Next::Go(Self::Running)
-                }
+                (
+                    Self::Asked { save: own } | Self::Ready { save: own, .. },
+                    Input::Refuse { .. },
+                ) if own == save => Next::Go(Self::Running),
                 (Self::Asked { save: own } | Self::Ready { save: own, .. }, _) if own == save => {
                     Next::Cut
                 }
@@ -203,9 +202,8 @@ impl State {
             return Next::Ignore;
         }
         match (self, input) {
-            (Self::Due { .. }, Input::Begin { .. }) | (Self::Handing { .. }, Input::Part { .. }) => {
-                Next::Go(Self::Handing { save })
-            }
+            (Self::Due { .. }, Input::Begin { .. })
+            | (Self::Handing { .. }, Input::Part { .. }) => Next::Go(Self::Handing { save }),
             (Self::Handing { .. }, Input::End { .. }) => Next::Go(Self::Handed { save }),
             (_, Input::Refuse { .. }) => Next::Go(Self::Running),
             _ => Next::Cut,

@@ -1,0 +1,322 @@
+//! A life: the ranks that run together for one job key, and what is under way with them.
+
+use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use lifeboat_checkpoint::chunk::Digest;
+use lifeboat_domain::deadline::Deadline;
+use lifeboat_domain::ids::Epoch;
+use lifeboat_domain::ids::JobKey;
+use lifeboat_domain::ids::Namespace;
+use lifeboat_domain::ids::PodUid;
+use lifeboat_domain::ids::Step;
+use lifeboat_domain::workload::Checkpoint;
+use lifeboat_domain::workload::FailReason;
+use lifeboat_domain::workload::Proof;
+use lifeboat_domain::workload::Purpose;
+use lifeboat_domain::workload::Stored;
+use tokio::sync::mpsc;
+use tokio::sync::watch;
+use tokio::task::AbortHandle;
+use tokio::time::Instant;
+
+use crate::agent::workloads::line::Mouth;
+use crate::agent::workloads::line::SessionId;
+use crate::agent::workloads::restoring;
+use crate::agent::workloads::saving;
+use crate::agent::workloads::session::State;
+use crate::data::save::Committed;
+
+/// Numbers the lives that this agent has met.
+pub(super) type LifeId = u64;
+
+/// One rank's connection.
+#[derive(Debug)]
+pub(super) struct Session {
+    /// The pod whose socket it came through: its identity.
+    pub(super) pod: PodUid,
+    /// Its process, as the node numbers it.
+    pub(super) pid: Option<u32>,
+    /// What it is told.
+    pub(super) mouth: Mouth,
+    /// Where it is.
+    pub(super) state: State,
+    /// When its line is cut unless it has said hello.
+    pub(super) hello_by: Instant,
+    /// Its place, once it has said hello.
+    pub(super) member: Option<Member>,
+    /// Steps completed, as it last said.
+    pub(super) step: Option<u64>,
+    /// Size of its state, as it last said.
+    pub(super) bytes: Option<u64>,
+    /// The step at which it says it was parked before its line broke.
+    pub(super) parked_at: Option<u64>,
+    /// It asked for the newest state, newer than its own where it has one, and has none yet.
+    pub(super) wants: Option<Wants>,
+    /// When it saw SIGTERM.
+    pub(super) terminating: Option<(jiff::Timestamp, Instant)>,
+    /// It was told that there is nothing to wait for.
+    pub(super) left: bool,
+    /// Where its words during a save go.
+    pub(super) saving: Option<mpsc::Sender<saving::FromRank>>,
+    /// Where its words during a restore go.
+    pub(super) restoring: Option<mpsc::Sender<restoring::FromRank>>,
+}
+
+/// A rank's wish for the newest state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Wants {
+    /// Only one of more steps than this.
+    pub(super) newer_than: Option<u64>,
+    /// When it asked.
+    pub(super) since: Instant,
+}
+
+/// A session's place in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Member {
+    /// The life.
+    pub(super) life: LifeId,
+    /// The rank.
+    pub(super) rank: u32,
+}
+
+/// What makes two ranks one life.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Identity {
+    /// The namespace.
+    pub(super) namespace: Namespace,
+    /// The job key; without one nothing is saved or restored.
+    pub(super) job_key: Option<JobKey>,
+    /// Tells this life from others of the same job key.
+    pub(super) run: String,
+    /// How many ranks there are.
+    pub(super) world: u32,
+}
+
+/// The ranks that run together.
+#[derive(Debug)]
+pub(super) struct Life {
+    /// Whose it is.
+    pub(super) identity: Identity,
+    /// How many of its ranks are here.
+    pub(super) here: u32,
+    /// The pods it runs in; the first one holds the job key.
+    pub(super) pods: Vec<PodUid>,
+    /// Its ranks; none where the line is broken.
+    pub(super) ranks: BTreeMap<u32, Option<SessionId>>,
+    /// How its history stands.
+    pub(super) standing: Standing,
+    /// The epoch whose state it went on from, or saved last.
+    pub(super) parent: Option<u64>,
+    /// The chunks of that epoch.
+    pub(super) digests: Arc<BTreeSet<Digest>>,
+    /// What is under way.
+    pub(super) deed: Deed,
+    /// What came of what its pods were last asked.
+    pub(super) outcome: Outcome,
+    /// What it saved last.
+    pub(super) saved: Option<Stored>,
+    /// Its last save in case.
+    pub(super) insurance: Option<Stored>,
+    /// Opens the gate of its restore.
+    pub(super) proof: watch::Sender<Option<Proof>>,
+}
+
+/// How a life's history stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// It has claimed nothing yet.
+    Unclaimed,
+    /// It goes on from an agent before this one, or a write of it was given up: the bucket knows.
+    Unknown,
+    /// This is its last number.
+    Claimed(u64),
+    /// Its work is done.
+    Finished,
+}
+
+/// What came of a save that was asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Outcome {
+    /// Nothing yet.
+    Pending,
+    /// It is durable, and the ranks are parked or gone.
+    Durable(Stored),
+    /// It will not be.
+    Failed(FailReason),
+}
+
+/// What is under way.
+#[derive(Debug)]
+pub(super) enum Deed {
+    /// Nothing.
+    Nothing,
+    /// The bucket is asked how the history stands.
+    Looking {
+        /// The task.
+        _task: Task,
+    },
+    /// It is restored.
+    Restoring {
+        /// The task.
+        _task: Task,
+        /// What it waits for.
+        waiting: watch::Receiver<Option<restoring::Holder>>,
+    },
+    /// It is saved.
+    Saving(Save),
+    /// The end of its work is stored.
+    Finishing {
+        /// The task.
+        _task: Task,
+    },
+}
+
+/// A task that ends with what it is done for.
+#[derive(Debug)]
+pub(super) struct Task(pub(super) AbortHandle);
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// A save under way.
+#[derive(Debug)]
+pub(super) struct Save {
+    /// Its number on the lines.
+    pub(super) number: u64,
+    /// Why.
+    pub(super) purpose: Purpose,
+    /// Until when.
+    pub(super) deadline: Option<Deadline>,
+    /// When it began.
+    pub(super) began: jiff::Timestamp,
+    /// How far it is.
+    pub(super) stage: Stage,
+    /// What is said if the ranks are not all there in time.
+    pub(super) excuse: FailReason,
+    /// How often it began anew because a line broke.
+    pub(super) again: u32,
+}
+
+/// How far a save is.
+#[derive(Debug)]
+pub(super) enum Stage {
+    /// Not all ranks are there.
+    Gathering {
+        /// When that is given up.
+        until: Instant,
+    },
+    /// The ranks were asked for their steps.
+    Agreeing {
+        /// When that is given up.
+        until: Instant,
+    },
+    /// They hand over.
+    HandingOver {
+        /// The task that takes and stores.
+        _task: Task,
+        /// Lets it store.
+        go: watch::Sender<bool>,
+        /// Bytes announced by each rank that has begun.
+        begun: BTreeMap<u32, u64>,
+    },
+}
+
+impl Life {
+    /// A life without ranks yet.
+    pub(super) fn new(identity: Identity, here: u32, standing: Standing) -> Self {
+        Self {
+            identity,
+            here,
+            pods: Vec::new(),
+            ranks: BTreeMap::new(),
+            standing,
+            parent: None,
+            digests: Arc::default(),
+            deed: Deed::Nothing,
+            outcome: Outcome::Pending,
+            saved: None,
+            insurance: None,
+            proof: watch::Sender::new(None),
+        }
+    }
+
+    /// Its ranks that are connected.
+    pub(super) fn sessions(&self) -> impl Iterator<Item = (u32, SessionId)> {
+        self.ranks.iter().filter_map(|(rank, session)| Some((*rank, (*session)?)))
+    }
+
+    /// Whether every rank of its world is connected.
+    pub(super) fn is_whole(&self) -> bool {
+        self.sessions().count() == self.identity.world as usize
+    }
+
+    /// Takes in what was committed.
+    pub(super) fn committed(&mut self, committed: Committed, at: jiff::Timestamp) {
+        self.standing = Standing::Claimed(committed.epoch);
+        self.parent = Some(committed.epoch);
+        let (epoch, step) = (Epoch(committed.epoch), Some(Step(committed.step)));
+        self.saved = Some(Stored { epoch, step, bytes: committed.bytes, at });
+        self.digests = Arc::new(committed.digests);
+    }
+
+    /// How far its saving is.
+    pub(super) fn checkpoint(&self) -> Checkpoint {
+        match (&self.outcome, &self.deed) {
+            (Outcome::Durable(stored), _) => Checkpoint::Durable(*stored),
+            (Outcome::Failed(why), _) => Checkpoint::Failed { why: *why },
+            (Outcome::Pending, Deed::Saving(save)) => save.checkpoint(),
+            (
+                Outcome::Pending,
+                Deed::Nothing
+                | Deed::Looking { .. }
+                | Deed::Restoring { .. }
+                | Deed::Finishing { .. },
+            ) => Checkpoint::Idle,
+        }
+    }
+}
+
+impl Save {
+    /// Bytes that all ranks have announced, once all have begun.
+    pub(super) fn announced(&self, world: u32) -> Option<u64> {
+        match &self.stage {
+            Stage::Gathering { .. } | Stage::Agreeing { .. } => None,
+            Stage::HandingOver { begun, .. } => {
+                (begun.len() == world as usize).then(|| begun.values().sum())
+            }
+        }
+    }
+
+    /// Whether storing was ordered.
+    pub(super) fn is_storing(&self) -> bool {
+        match &self.stage {
+            Stage::Gathering { .. } | Stage::Agreeing { .. } => false,
+            Stage::HandingOver { go, .. } => *go.borrow(),
+        }
+    }
+
+    /// When the ranks' answers are given up.
+    pub(super) fn until(&self) -> Option<Instant> {
+        match &self.stage {
+            Stage::Gathering { until } | Stage::Agreeing { until } => Some(*until),
+            Stage::HandingOver { .. } => None,
+        }
+    }
+
+    fn checkpoint(&self) -> Checkpoint {
+        match &self.stage {
+            Stage::HandingOver { begun, .. } if self.is_storing() && !begun.is_empty() => {
+                Checkpoint::Saving { step: None, stored: 0, total: None }
+            }
+            Stage::Gathering { .. } | Stage::Agreeing { .. } | Stage::HandingOver { .. } => {
+                Checkpoint::Asked
+            }
+        }
+    }
+}
