@@ -23,3 +23,4 @@ mod served;
 mod sources;
 mod sqs_wire;
 mod tidy;
+mod world;

@@ -25,6 +25,7 @@ use crate::world::cluster::resource::NODE;
 use crate::world::cluster::resource::POD;
 use crate::world::cluster::write::Door;
 use crate::world::instances::InstanceState;
+use crate::world::scheduler::fit::has_ended;
 
 /// How instances end, and how soon the cluster notices.
 #[derive(Clone, Copy, Debug)]
@@ -134,9 +135,11 @@ fn unready(state: &State) -> Vec<String> {
     names
 }
 
-/// Nodes that are not there, and to which pods are bound all the same.
+/// Nodes that are not there, and to which pods are bound all the same. A pod that only its
+/// finalizers keep is no longer one of them.
 fn orphaned(state: &State) -> Vec<String> {
-    let bound = state.cluster.list(POD).map(|pod| text(pod, "/spec/nodeName"));
+    let kept = state.cluster.list(POD).filter(|pod| !(is_deleting(pod) && has_ended(pod)));
+    let bound = kept.map(|pod| text(pod, "/spec/nodeName"));
     let lost = bound.filter(|node| !node.is_empty() && state.cluster.find(NODE, node).is_none());
     let mut names: Vec<String> = lost.map(str::to_owned).collect();
     names.sort();
@@ -224,7 +227,7 @@ fn collect(state: &mut State, node: &str, now: Timestamp) {
             let (kind, status) = ("DisruptionTarget", "True");
             let (reason, message) = ("DeletionByPodGC", "PodGC: node no longer exists");
             set_condition(pod, Condition { kind, status, reason, message }, now);
-            if !["Succeeded", "Failed"].contains(&text(pod, "/status/phase")) {
+            if !has_ended(pod) {
                 pod["status"]["phase"] = json!("Failed");
             }
         });

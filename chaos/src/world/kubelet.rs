@@ -9,6 +9,7 @@ use std::time::Duration;
 use futures::future::BoxFuture;
 use tokio::task::JoinSet;
 
+use crate::wire::kubelet::serve_pod_resources;
 use crate::world::World;
 use crate::world::cluster::object::text;
 use crate::world::cluster::object::uid;
@@ -103,6 +104,8 @@ async fn machine(
         let alive = machine.is_some_and(|machine| machine.alive && machine.instance == instance);
         (!alive).then_some(())
     });
+    let listing = serve_pod_resources(world.clone(), &node).await;
+    let listing = listing.expect("a socket can be made in a machine's folder");
     let mut beside = JoinSet::new();
     for side in &settings.beside {
         beside.spawn(side(world.clone(), node.clone(), root.clone()));
@@ -116,7 +119,7 @@ async fn machine(
         () = dead => (),
         () = pods(&world, (&node, root), &settings, &runtime) => (),
     }
-    drop(beside);
+    drop((beside, listing));
     world.update(|state| {
         if let Some(machine) = state.machines.get_mut(&node) {
             machine.processes.clear();

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::Value;
 use tokio::time::Instant;
 
-use crate::world::cluster::object::name;
+use crate::world::State;
 use crate::world::cluster::object::number;
 use crate::world::cluster::object::text;
 use crate::world::cluster::object::uid;
@@ -172,14 +172,14 @@ impl<'a> ContainerTask<'a> {
         let mut due: Option<Instant> = None;
         let mut seen = None;
         loop {
-            let grace = self.grace();
+            let grace = self.pod.world.read(|state| self.grace(state));
             if grace != seen {
                 seen = grace;
                 let until = Instant::now() + grace.unwrap_or_default();
                 due = Some(due.map_or(until, |due| due.min(until)));
             }
             let Some(due) = due else { return };
-            let changed = self.pod.world.until(|_| (self.grace() != seen).then_some(()));
+            let changed = self.pod.world.until(|state| (self.grace(state) != seen).then_some(()));
             tokio::select! {
                 biased;
                 () = tokio::time::sleep_until(due) => return,
@@ -189,13 +189,10 @@ impl<'a> ContainerTask<'a> {
     }
 
     /// What the API server says the pod still has; nothing once it is gone.
-    fn grace(&self) -> Option<Duration> {
+    fn grace(&self, state: &State) -> Option<Duration> {
         let pod = self.pod;
-        pod.world.read(|state| {
-            let object = state.cluster.get(&pod.target).filter(|object| uid(object) == pod.uid)?;
-            let seconds = number(object, "/metadata/deletionGracePeriodSeconds")?;
-            tracing::trace!(pod = name(object), seconds, "grace");
-            u64::try_from(seconds).ok().map(Duration::from_secs)
-        })
+        let object = state.cluster.get(&pod.target).filter(|object| uid(object) == pod.uid)?;
+        let seconds = number(object, "/metadata/deletionGracePeriodSeconds")?;
+        u64::try_from(seconds).ok().map(Duration::from_secs)
     }
 }
