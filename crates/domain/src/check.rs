@@ -118,3 +118,6 @@ impl Rule {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

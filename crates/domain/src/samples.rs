@@ -1,5 +1,6 @@
 //! Facts to begin a test with: valid ones, of which the test changes one thing.
 #![allow(dead_code)] // Each test binary takes what it needs.
+#![allow(clippy::unwrap_used)] // Clippy does not see that this is only for tests.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;

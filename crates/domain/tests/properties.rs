@@ -1,4 +1,5 @@
 //! What holds of every plan, whatever the facts.
+#![allow(clippy::unwrap_used)] // Clippy does not see helper functions here as tests.
 
 #[path = "../src/samples.rs"]
 mod samples;

@@ -138,9 +138,9 @@ fn what_is_handed_over_is_stored_in_the_order_of_the_budget() {
     let parts: Vec<_> = plan
         .steps
         .iter()
-        .filter_map(|step| match step.action {
-            Action::Save { part, place, .. } => Some((part, place)),
-            _ => None,
+        .filter_map(|step| {
+            let Action::Save { part, place, .. } = step.action else { return None };
+            Some((part, place))
         })
         .collect();
     assert_eq!(parts, [(Some(100 << 20), 0), (Some(100 << 20), 1), (Some(100 << 20), 3)]);
@@ -292,9 +292,9 @@ fn others_are_told_on_edges_and_of_progress_now_and_then() {
     for (told, now, seconds, expected) in rows {
         let facts = after(told, now);
         let plan = plan(&facts, &Policy::standard(), at(seconds));
-        let reported = plan.steps.iter().find_map(|step| match &step.action {
-            Action::Report { report, .. } => Some(report.checkpoint.label()),
-            _ => None,
+        let reported = plan.steps.iter().find_map(|step| {
+            let Action::Report { report, .. } = &step.action else { return None };
+            Some(report.checkpoint.label())
         });
         assert_eq!(reported, expected, "{facts:?}");
     }
@@ -305,9 +305,9 @@ fn without_an_interruption_only_what_is_stored_is_told() {
     let told_where = |workload: Workload| {
         let facts = node_facts([workload]).with(quiet_node);
         let plan = plan(&facts, &Policy::standard(), at(20));
-        plan.steps.iter().find_map(|step| match step.action {
-            Action::Report { to, .. } => Some(to),
-            _ => None,
+        plan.steps.iter().find_map(|step| {
+            let Action::Report { to, .. } = step.action else { return None };
+            Some(to)
         })
     };
     assert_eq!(told_where(served("a")), None);

@@ -2,6 +2,10 @@
 
 use super::*;
 use crate::policy::Policy;
+use crate::replacement::ClaimCondition;
+use crate::replacement::ClaimHold;
+use crate::replacement::Fleet;
+use crate::replacement::Used;
 
 fn at(seconds: i64) -> Timestamp {
     Timestamp::from_second(1_700_000_000 + seconds).unwrap()
