@@ -105,14 +105,12 @@ fn connect(socket: &Path) -> io::Result<UnixStream> {
 }
 
 fn refused(shared: &Shared, socket: &Path, error: &io::Error) {
-    let refusals = shared.change(|state| {
-        state.refusals = state.refusals.saturating_add(1);
-        state.refusals
-    });
-    if refusals == 1 && shared.change(|state| state.link) == Link::Never {
+    let first = shared.change(|state| state.refusals == 0 && state.link == Link::Never);
+    if first {
         let reason = format!("nobody answers at `{}` ({error})", socket.display());
         shared.observe(&Event::NoAgent { reason });
     }
+    shared.change(|state| state.refusals = state.refusals.saturating_add(1));
 }
 
 fn lost(shared: &Shared) {
@@ -166,12 +164,15 @@ impl<'a> Conversation<'a> {
             terminating,
         };
         self.send(&FromWorkload::Hello(hello))?;
+        self.shared.up(self.generation);
+        // From here on others say themselves what changes; so this is looked at only now.
         let layout = self.shared.parts().layout();
         if !layout.regions.is_empty() {
             self.send(&FromWorkload::Register(Register { layout }))?;
         }
-        if terminating {
-            self.send(&FromWorkload::Terminating(Terminating { step: self.shared.step() }))?;
+        let step = self.shared.step();
+        if self.shared.change(|state| state.terminating.is_some()) {
+            self.send(&FromWorkload::Terminating(Terminating { step }))?;
         }
         Ok(())
     }

@@ -265,15 +265,19 @@ impl Shared {
         next
     }
 
-    /// Takes a new connection as the line.
+    /// Takes a new connection, over which only its thread sends until it is [`up`](Self::up).
     pub(crate) fn link(&self, stream: UnixStream) -> u64 {
-        let generation = self.change(|state| {
-            state.generation += 1;
-            state.link = Link::Up(Moment::now());
-            state.generation
-        });
+        let generation = self.change(|state| state.generation + 1);
         *self.writer() = Some(Writer { generation, stream });
         generation
+    }
+
+    /// Hello was said over the new connection: it is the line.
+    pub(crate) fn up(&self, generation: u64) {
+        self.change(|state| {
+            state.generation = generation;
+            state.link = Link::Up(Moment::now());
+        });
     }
 
     /// The line is gone: what was agreed on over it is forgotten.

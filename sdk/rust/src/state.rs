@@ -132,12 +132,14 @@ elements! { u8 => U8, u32 => U32, u64 => U64, i32 => I32, i64 => I64, f32 => F32
 /// A row of numbers that program and boat share. Clones are the same tensor.
 pub struct Tensor<T> {
     numbers: Arc<Mutex<Box<[T]>>>,
+    length: usize,
 }
 
 impl<T: Element> Tensor<T> {
     /// A tensor of these numbers.
     pub fn new(numbers: Vec<T>) -> Self {
-        Self { numbers: Arc::new(Mutex::new(numbers.into_boxed_slice())) }
+        let length = numbers.len();
+        Self { numbers: Arc::new(Mutex::new(numbers.into_boxed_slice())), length }
     }
 
     /// The numbers, to work on. To be dropped before the next `step`.
@@ -148,7 +150,7 @@ impl<T: Element> Tensor<T> {
 
 impl<T> Clone for Tensor<T> {
     fn clone(&self) -> Self {
-        Self { numbers: Arc::clone(&self.numbers) }
+        Self { numbers: Arc::clone(&self.numbers), length: self.length }
     }
 }
 
@@ -175,7 +177,7 @@ impl<T: Element> Memory for Tensor<T> {
     }
 
     fn shape(&self) -> Vec<u64> {
-        vec![self.lock().len() as u64]
+        vec![self.length as u64]
     }
 
     fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), Busy> {

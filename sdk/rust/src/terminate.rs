@@ -5,6 +5,10 @@ use std::io::Read;
 use std::ops::ControlFlow;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::sync::OnceLock;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Duration;
 
@@ -29,7 +33,13 @@ const ANSWER: Duration = Duration::from_secs(5);
 /// How long an agent that went away has to come back.
 const RETURN: Duration = Duration::from_secs(20);
 
-/// Listens to SIGTERM until dropped. Handlers that were there before are called as before.
+/// Boats that listen to SIGTERM.
+static WATCHES: AtomicUsize = AtomicUsize::new(0);
+/// Whether none does; only where SIGTERM had its default before the first of them.
+static ALONE: OnceLock<Arc<AtomicBool>> = OnceLock::new();
+
+/// Listens to SIGTERM until dropped. Handlers that were there before are called as before; where
+/// there was none, SIGTERM ends the program again once no boat is left.
 pub(crate) struct Watch {
     signal: SigId,
     /// Closed to end the thread.
@@ -38,6 +48,7 @@ pub(crate) struct Watch {
 
 impl Watch {
     pub(crate) fn start(shared: &Arc<Shared>) -> Result<Self, Error> {
+        restore_default_afterwards().map_err(system("SIGTERM"))?;
         let (mut heard, wake) = UnixStream::pair().map_err(system("pipe for SIGTERM"))?;
         let into = wake.try_clone().map_err(system("pipe for SIGTERM"))?;
         let signal = low_level::pipe::register(SIGTERM, into).map_err(system("SIGTERM"))?;
@@ -49,15 +60,45 @@ impl Watch {
         };
         let thread = thread::Builder::new().name("lifeboat-sigterm".into()).spawn(listen);
         thread.map_err(system("thread for SIGTERM"))?;
+        WATCHES.fetch_add(1, Ordering::SeqCst);
+        if let Some(alone) = ALONE.get() {
+            alone.store(false, Ordering::SeqCst);
+        }
         Ok(Self { signal, wake })
     }
 }
 
 impl Drop for Watch {
     fn drop(&mut self) {
+        let last = WATCHES.fetch_sub(1, Ordering::SeqCst) == 1;
+        if let Some(alone) = ALONE.get().filter(|_| last) {
+            alone.store(true, Ordering::SeqCst);
+        }
         low_level::unregister(self.signal);
         let _already = self.wake.shutdown(std::net::Shutdown::Both);
     }
+}
+
+/// A handler that was taken back leaves the signal ignored: so the default is put in its place.
+fn restore_default_afterwards() -> io::Result<()> {
+    if ALONE.get().is_some() || !is_default()? {
+        return Ok(());
+    }
+    let alone = Arc::new(AtomicBool::new(false));
+    if ALONE.set(Arc::clone(&alone)).is_ok() {
+        signal_hook::flag::register_conditional_default(SIGTERM, alone)?;
+    }
+    Ok(())
+}
+
+/// Whether nobody catches or ignores SIGTERM. Source: proc(5), `SigCgt` and `SigIgn`.
+fn is_default() -> io::Result<bool> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let masks = status.lines().filter_map(|line| {
+        let mask = line.strip_prefix("SigCgt:").or_else(|| line.strip_prefix("SigIgn:"))?;
+        u64::from_str_radix(mask.trim(), 16).ok()
+    });
+    Ok(masks.fold(0, |all, mask| all | mask) & (1 << (SIGTERM - 1)) == 0)
 }
 
 fn wait_for_signal(heard: &mut UnixStream) -> bool {
