@@ -257,7 +257,7 @@ impl Around {
 }
 
 /// What stands beside each kubelet: NVIDIA's library and the pod-resources service.
-async fn beside(world: World, node: String, root: std::path::PathBuf) {
+pub(crate) async fn beside(world: World, node: String, root: std::path::PathBuf) {
     if let Err(error) = programs::install_nvml(&root) {
         tracing::error!(%error, node, "the fake of NVIDIA's library was not installed");
     }
@@ -271,7 +271,7 @@ async fn beside(world: World, node: String, root: std::path::PathBuf) {
 }
 
 /// Our queue with its dead-letter queue, and Karpenter's.
-fn queues(world: &World) {
+pub(crate) fn queues(world: &World) {
     world.update(|state| {
         state.queues.create(DEAD_LETTERS, queue::Settings::default());
         state.queues.create(KARPENTER_QUEUE, queue::Settings::default());

@@ -29,7 +29,7 @@ use crate::world::workloads::Kind;
 /// The pool that the nodes of a script are of.
 pub const POOL: &str = "gpu-spot";
 /// Label by which a Job's pods are found.
-const JOB_LABEL: &str = "chaos.lifeboat.dev/job";
+pub const JOB_LABEL: &str = "chaos.lifeboat.dev/job";
 
 /// Sets up what every scenario has.
 pub fn usual(world: &World, slices: u32) {
@@ -42,6 +42,11 @@ pub fn usual(world: &World, slices: u32) {
         within("karpenter.sh/capacity-type", &["spot", "on-demand"]),
     ];
     build::add_pool(world, POOL, &requirements);
+    agents(world, slices);
+}
+
+/// The agent on every GPU node, and what states the slices of the pool's GPUs.
+pub fn agents(world: &World, slices: u32) {
     if slices > 1 {
         let slices = json!({ "nvidia.com/gpu": slices.to_string() });
         let overlay = json!({ "metadata": { "name": POOL }, "spec": { "capacity": slices } });
