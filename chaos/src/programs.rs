@@ -85,7 +85,7 @@ impl Programs {
     /// Runs one replica of the controller until it is dropped.
     pub async fn controller(&self, number: usize) {
         let name = format!("lifeboat-controller-{number}");
-        let config = self.config(Program::Controller, &[]);
+        let config = self.config(Program::Controller, &[("lease.identity", &name)]);
         let clients = ControllerClients {
             kube: serve::kube_client(&self.kube(&name), &config.namespace),
             first_aid: serve::kube_client(&self.kube(&name), &config.namespace),

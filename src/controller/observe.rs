@@ -25,6 +25,7 @@ use lifeboat_domain::cluster::facts::Record;
 use lifeboat_domain::cluster::facts::SoftTaint;
 use lifeboat_domain::cluster::facts::Workload;
 use lifeboat_domain::deadline::earlier;
+use lifeboat_domain::ids::InstanceId;
 use lifeboat_domain::ids::JobKey;
 use lifeboat_domain::ids::PodRef;
 use lifeboat_domain::ids::PodUid;
@@ -57,8 +58,6 @@ use crate::crd::marks as our;
 const BUCKET_PAUSE: Duration = Duration::from_secs(5);
 /// A pod that went this long before the notice had nothing to do with it.
 const BEFORE_NOTICE: Duration = Duration::from_secs(5);
-/// Our mark on a hold that was set when its pod was admitted.
-const AT_ADMISSION: &str = "admission";
 
 /// Brings the task's memory up to what the caches and the record show.
 pub fn remember(deps: &Deps, memory: &mut Memory, row: &InterruptionRow) {
@@ -411,8 +410,9 @@ fn hold(pod: &PodRow, instance: Option<&str>) -> HoldMark {
         return HoldMark::Absent;
     }
     match pod.annotation(our::HELD) {
-        Some(AT_ADMISSION) => HoldMark::AtAdmission,
         Some(held) if Some(held) == instance => HoldMark::ForInterruption,
+        // A mark that names no instance was set when the pod was admitted.
+        Some(held) if held.parse::<InstanceId>().is_err() => HoldMark::AtAdmission,
         Some(_) | None => HoldMark::Others,
     }
 }

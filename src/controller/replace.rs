@@ -280,14 +280,23 @@ async fn overlay(deps: &Deps, memory: &Memory, row: &InterruptionRow) -> Overlay
 fn sliced(deps: &Deps, memory: &Memory, row: &InterruptionRow) -> BTreeSet<String> {
     let nodes = deps.caches.nodes.group(row.instance.as_str());
     let label = |key: &str| nodes.iter().find_map(|node| node.labels.get(key).cloned());
-    let shared =
-        matches!(label("nvidia.com/gpu.sharing-strategy").as_deref(), Some("time-slicing" | "mps"));
+    let strategy = label("nvidia.com/gpu.sharing-strategy");
     let replicas = label("nvidia.com/gpu.replicas").and_then(|text| text.parse::<u32>().ok());
-    let replicated = shared || replicas.is_some_and(|replicas| replicas > 1);
+    let replicated = matches!(strategy.as_deref(), Some("time-slicing" | "mps"))
+        || replicas.is_some_and(|replicas| replicas > 1);
+    let bought = memory.dying.as_ref().map(|claim| counted(&claim.capacity)).unwrap_or_default();
+    // The node offers more than its claim was bought for.
+    let multiplied = |name: &str| {
+        let offered = nodes.iter().filter_map(|node| node.extended.get(name)).max();
+        matches!((offered, bought.get(name)), (Some(offered), Some(bought)) if offered > bought)
+    };
     let names = memory.pods.values().flat_map(|pod| pod.extended.keys());
     let of_nvidia = names.filter(|name| name.starts_with("nvidia.com/"));
     let is_sliced = |name: &&String| {
-        replicated || name.ends_with(".shared") || name.starts_with("nvidia.com/mig-")
+        replicated
+            || name.ends_with(".shared")
+            || name.starts_with("nvidia.com/mig-")
+            || multiplied(name)
     };
     of_nvidia.filter(is_sliced).cloned().collect()
 }

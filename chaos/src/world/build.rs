@@ -9,6 +9,7 @@ use serde_json::json;
 
 use crate::world::State;
 use crate::world::World;
+use crate::world::cluster::object::items;
 use crate::world::cluster::object::set;
 use crate::world::cluster::resource::NODE;
 use crate::world::cluster::resource::NODE_CLAIM;
@@ -88,7 +89,8 @@ impl NodeSpec {
         if let Some(claim) = &self.claim
             && state.cluster.find(NODE_CLAIM, claim).is_none()
         {
-            state.cluster.put(NODE_CLAIM, self.claim(claim));
+            let requirements = self.requirements(state);
+            state.cluster.put(NODE_CLAIM, self.claim(claim, &requirements));
         }
         state.cluster.put(NODE, self.node(&gpus));
         state.machines.insert(
@@ -147,22 +149,32 @@ impl NodeSpec {
         node
     }
 
-    fn claim(&self, name: &str) -> Value {
-        let conditions = ["Launched", "Registered", "Initialized", "Ready"]
-            .map(|kind| json!({ "type": kind, "status": "True", "reason": kind, "message": "" }));
+    /// What a claim was asked for: all that its pool allows, of which the offering is one.
+    fn requirements(&self, state: &State) -> Vec<Value> {
         let requirement =
             |key: &str, value: &str| json!({ "key": key, "operator": "In", "values": [value] });
+        let pool = self.pool.as_ref().and_then(|pool| state.cluster.find(NODE_POOL, pool));
+        let Some((name, pool)) = self.pool.as_ref().zip(pool) else {
+            return vec![
+                requirement("node.kubernetes.io/instance-type", &self.offering.instance_type),
+                requirement("topology.kubernetes.io/zone", &self.offering.zone),
+                requirement("karpenter.sh/capacity-type", self.offering.purchase.as_str()),
+            ];
+        };
+        let allowed = items(pool, "/spec/template/spec/requirements").iter().cloned();
+        allowed.chain([requirement("karpenter.sh/nodepool", name)]).collect()
+    }
+
+    fn claim(&self, name: &str, requirements: &[Value]) -> Value {
+        let conditions = ["Launched", "Registered", "Initialized", "Ready"]
+            .map(|kind| json!({ "type": kind, "status": "True", "reason": kind, "message": "" }));
         json!({
             "metadata": {
                 "name": name, "labels": self.labels(), "finalizers": ["karpenter.sh/termination"],
             },
             "spec": {
                 "nodeClassRef": class_reference(),
-                "requirements": [
-                    requirement("node.kubernetes.io/instance-type", &self.offering.instance_type),
-                    requirement("topology.kubernetes.io/zone", &self.offering.zone),
-                    requirement("karpenter.sh/capacity-type", self.offering.purchase.as_str()),
-                ],
+                "requirements": requirements,
                 "taints": self.taints,
                 "resources": { "requests": { "nvidia.com/gpu": "1" } },
                 "expireAfter": "720h",
