@@ -254,7 +254,7 @@ impl World {
             if pod.refused {
                 one.pod.eviction = Eviction::Refused { times: 1, last: at(0) };
             }
-            if self.gone {
+            if self.gone || TIMES[self.time] >= 120 {
                 let saved = pod.save == Save::Durable;
                 let manifest = Bucket::Manifest(samples::stored(30));
                 one.bucket = if saved { manifest } else { Bucket::Nothing };

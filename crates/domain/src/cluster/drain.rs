@@ -30,8 +30,12 @@ use crate::policy::Policy;
 use crate::workload::Checkpoint;
 use crate::workload::Mode;
 
-/// How long an eviction rests after a budget refused it, or after it was taken and not yet seen.
+/// How long an eviction rests after it was taken and not yet seen, or for each time that a budget
+/// refused it.
 const EVICT_AGAIN: Duration = Duration::from_secs(2);
+
+/// The longest that an eviction rests.
+const REST_MAX: Duration = Duration::from_secs(10);
 
 /// A pod that is being ended within this much of the grace we would give it is left to end.
 const NEAR_ENOUGH: Duration = Duration::from_secs(2);
@@ -159,8 +163,9 @@ impl Moment<'_> {
 /// Until when an eviction of the pod rests.
 pub(super) fn rests_until(pod: &PodFacts) -> Option<Timestamp> {
     match pod.eviction {
-        Eviction::Refused { last: at, .. } | Eviction::Accepted { at } => {
-            Some(later(at, EVICT_AGAIN))
+        Eviction::Accepted { at } => Some(later(at, EVICT_AGAIN)),
+        Eviction::Refused { times, last } => {
+            Some(later(last, EVICT_AGAIN.saturating_mul(times).min(REST_MAX)))
         }
         Eviction::Untried | Eviction::Unknown => None,
     }

@@ -24,6 +24,9 @@ use crate::workload::SILENCE;
 /// How long after the deadline a record is closed though nobody says that the instance is gone.
 pub(super) const CLOSE_LATEST: Duration = Duration::from_secs(45);
 
+/// How long after the deadline a record is closed though the bucket could not be read.
+pub(super) const CLOSE_UNREAD: Duration = Duration::from_mins(10);
+
 /// What kind of moment this is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {
@@ -97,11 +100,11 @@ impl Stage {
 /// The instance is gone and the bucket was asked about whatever the agent did not tell; or so much
 /// time has passed that nothing more will come.
 fn is_over(facts: &ClusterFacts, deadline: Option<Deadline>, now: Timestamp) -> bool {
-    let latest = deadline.map(|deadline| later(deadline.at(), CLOSE_LATEST));
-    if latest.is_some_and(|latest| now >= latest) {
+    let all_known = facts.workloads.values().all(is_known);
+    let wait = if all_known { CLOSE_LATEST } else { CLOSE_UNREAD };
+    if deadline.is_some_and(|deadline| now >= later(deadline.at(), wait)) {
         return true;
     }
-    let all_known = facts.workloads.values().all(is_known);
     let all_kept = || facts.workloads.values().all(progress::is_kept);
     let passed = deadline.is_none_or(|deadline| deadline.has_passed(now));
     match (&facts.fate, &facts.node) {
@@ -116,7 +119,8 @@ fn is_over(facts: &ClusterFacts, deadline: Option<Deadline>, now: Timestamp) -> 
 
 fn is_known(workload: &Workload) -> bool {
     let told = progress::is_kept(workload) || workload.report.checkpoint.is_settled();
-    told || !workload.mode.is_saved_by_us() || workload.bucket != Bucket::Unknown
+    let nowhere = workload.job_key.is_none();
+    told || nowhere || !workload.mode.is_saved_by_us() || workload.bucket != Bucket::Unknown
 }
 
 /// What is looked at for the proof that a pod has ended.

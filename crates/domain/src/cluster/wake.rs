@@ -12,6 +12,7 @@ use crate::cluster::facts::Workload;
 use crate::cluster::marks;
 use crate::cluster::plan::Next;
 use crate::cluster::stage::CLOSE_LATEST;
+use crate::cluster::stage::CLOSE_UNREAD;
 use crate::cluster::stage::Stage;
 use crate::deadline::Deadline;
 use crate::deadline::earlier;
@@ -70,7 +71,7 @@ fn at_deadline(
         [own.min(drain.max_grace) + drain.margin, own.saturating_add(drain.sigterm_margin)]
     });
     let before = [drain.sharers_until].into_iter().chain(last_moments);
-    let after = [Duration::ZERO, SILENCE, CLOSE_LATEST];
+    let after = [Duration::ZERO, SILENCE, CLOSE_LATEST, CLOSE_UNREAD];
     before.map(move |lead| earlier(at, lead)).chain(after.map(move |wait| later(at, wait)))
 }
 

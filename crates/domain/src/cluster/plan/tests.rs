@@ -89,7 +89,7 @@ fn with_grace(workload: Workload, seconds: u64) -> Workload {
 }
 
 fn refused(workload: Workload, seconds: i64) -> Workload {
-    workload.with(|one| one.pod.eviction = Eviction::Refused { times: 3, last: at(seconds) })
+    workload.with(|one| one.pod.eviction = Eviction::Refused { times: 1, last: at(seconds) })
 }
 
 const CLAIM: &str = "ensure-claim i-0123456789abcdef0-1 because Interrupted";
@@ -165,6 +165,18 @@ fn with_45_seconds_the_last_moment_comes_after_25() {
     let waiting = plan(&facts, &Policy::standard(), at(21));
     assert_eq!(waiting.next, Next::At(at(22)));
     check(&facts, 25, &["delete train-0 15s because BudgetOverruled"]);
+}
+
+#[test]
+fn a_budget_that_refuses_is_asked_less_and_less_often() {
+    for (times, rests) in [(1, 2), (2, 4), (4, 8), (5, 10), (50, 10)] {
+        let held_back = durable("train-0")
+            .with(|one| one.pod.eviction = Eviction::Refused { times, last: at(20) });
+        let facts = facts([held_back]);
+        check(&facts, 19 + rests, &[]);
+        assert_eq!(plan(&facts, &Policy::standard(), at(21)).next, Next::At(at(20 + rests)));
+        check(&facts, 20 + rests, &["evict train-0 15s because Durable"]);
+    }
 }
 
 #[test]
@@ -511,8 +523,16 @@ fn a_record_closes_by_what_was_saved_and_seen() {
 fn a_record_waits_for_the_bucket_but_not_for_ever() {
     let silent = facts([workload("train-0").with(over)]).with(instance_gone);
     check(&silent, 90, &[]);
-    check(&silent, 164, &[]);
-    check(&silent, 165, &["close Lost because Over"]);
+    check(&silent, 719, &[]);
+    check(&silent, 720, &["close Lost because Over"]);
+    let looked = silent.clone().with(|facts| {
+        facts.workloads.values_mut().for_each(|one| one.bucket = Bucket::Nothing);
+    });
+    check(&looked, 90, &["close Lost because Over"]);
+    let nowhere = silent.with(|facts| {
+        facts.workloads.values_mut().for_each(|one| one.job_key = None);
+    });
+    check(&nowhere, 90, &["close Lost because Over"]);
     let never_taken = facts([durable("train-0")]);
     check(&never_taken, 164, &[]);
     check(&never_taken, 165, &["close Saved because Over"]);
