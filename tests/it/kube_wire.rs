@@ -98,10 +98,9 @@ fn node(name: &str) -> Value {
 }
 
 fn code<T: std::fmt::Debug>(answer: kube::Result<T>) -> u16 {
-    match answer.unwrap_err() {
-        kube::Error::Api(status) => status.code,
-        other => panic!("{other}"),
-    }
+    let error = answer.unwrap_err();
+    let kube::Error::Api(status) = error else { panic!("{error}") };
+    status.code
 }
 
 fn target_pod(name: &str) -> Target {
@@ -541,7 +540,7 @@ async fn evict(fixture: &Fixture, pod: &str, options: Value) -> (u16, Value) {
     (status, serde_json::from_slice(&body).unwrap())
 }
 
-fn budget(status: Value) -> Value {
+fn budget(status: &Value) -> Value {
     json!({
         "metadata": { "name": "keep", "namespace": "default" },
         "spec": { "maxUnavailable": 0, "selector": { "matchLabels": { "app": "a" } } },
@@ -569,13 +568,13 @@ async fn a_budget_that_allows_nothing_answers_429_with_its_cause() {
         "observedGeneration": 1, "disruptionsAllowed": 0, "currentHealthy": 1, "desiredHealthy": 1,
         "expectedPods": 1,
     });
-    fixture.put(resource::BUDGET, budget(full));
+    fixture.put(resource::BUDGET, budget(&full));
     let (status, body) = evict(&fixture, "a", json!({})).await;
     assert_eq!((status, &body["reason"]), (429, &json!("TooManyRequests")));
     assert_eq!(body["details"]["causes"][0]["reason"], "DisruptionBudget");
     assert!(body["details"]["retryAfterSeconds"].is_null());
     let stale = json!({ "observedGeneration": 0, "disruptionsAllowed": 1 });
-    fixture.put(resource::BUDGET, budget(stale));
+    fixture.put(resource::BUDGET, budget(&stale));
     let (status, body) = evict(&fixture, "a", json!({})).await;
     assert_eq!((status, &body["details"]["retryAfterSeconds"]), (429, &json!(10)));
 }
@@ -590,7 +589,7 @@ async fn a_budget_is_spent_by_an_eviction() {
     let one = json!({
         "observedGeneration": 1, "disruptionsAllowed": 1, "currentHealthy": 2, "desiredHealthy": 1,
     });
-    fixture.put(resource::BUDGET, budget(one));
+    fixture.put(resource::BUDGET, budget(&one));
     assert_eq!(evict(&fixture, "a", json!({})).await.0, 201);
     assert_eq!(evict(&fixture, "b", json!({})).await.0, 429);
     assert_eq!(evict(&fixture, "a", json!({})).await.0, 201, "a pod on its way asks no budget");

@@ -55,9 +55,8 @@ impl Runtime for Actors {
         let play = match object::annotation(&launch.pod, "plays") {
             "deaf" => Play::Deaf,
             "succeeds" => Play::Ends(10, 0),
-            "fails" => Play::Ends(10, 3),
-            "fails once" if launch.restarts == 0 => Play::Ends(10, 3),
-            "fails once" => Play::Ends(10, 0),
+            "fails once" if launch.restarts > 0 => Play::Ends(10, 0),
+            "fails" | "fails once" => Play::Ends(10, 3),
             _ => Play::Obeys,
         };
         let pid = world.update(|state| state.machines.new_pid());

@@ -20,12 +20,9 @@ use crate::world::cluster::object::uid;
 use crate::world::cluster::resource::DAEMON_SET;
 use crate::world::cluster::resource::NODE;
 use crate::world::cluster::resource::POD;
+use crate::world::scheduler::fit::NODE_TERMS;
 use crate::world::scheduler::fit::Room;
 use crate::world::scheduler::fit::has_ended;
-
-/// Where a daemon pod says which node it is for.
-const NODE_TERMS: &str =
-    "/spec/affinity/nodeAffinity/requiredDuringSchedulingIgnoredDuringExecution/nodeSelectorTerms";
 
 /// Makes daemon pods for as long as it is polled.
 pub async fn run(world: World) {

@@ -1,6 +1,5 @@
 //! The kubelets: one for each machine, which runs the pods that are bound to its node.
 
-use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -41,7 +40,7 @@ pub struct Settings {
     pub linger: Duration,
     /// Wait before a container's first restart; doubled with each further one.
     pub backoff: Duration,
-    /// Between two calls of NodePublish for a running pod.
+    /// Between two calls of `NodePublish` for a running pod.
     pub republish: Duration,
     /// Served beside each kubelet, given the node and its `hostRoot`.
     pub beside: Vec<Side>,
@@ -136,11 +135,11 @@ async fn pods(
     runtime: &Arc<dyn Runtime>,
 ) {
     let mut tasks: JoinSet<String> = JoinSet::new();
-    let mut known: BTreeMap<String, ()> = BTreeMap::new();
+    let mut known: BTreeSet<String> = BTreeSet::new();
     loop {
         let found = world.until(|state| {
             let bound = state.cluster.list(POD).filter(|pod| text(pod, "/spec/nodeName") == node);
-            let new = bound.filter(|pod| !has_ended(pod) && !known.contains_key(uid(pod)));
+            let new = bound.filter(|pod| !has_ended(pod) && !known.contains(uid(pod)));
             let new: Vec<_> = new.cloned().collect();
             (!new.is_empty()).then_some(new)
         });
@@ -148,7 +147,7 @@ async fn pods(
             biased;
             found = found => {
                 for pod in found {
-                    known.insert(uid(&pod).to_owned(), ());
+                    known.insert(uid(&pod).to_owned());
                     let runtime = Arc::clone(runtime);
                     let task = PodTask::new(world, (node, &root), (settings, runtime), &pod);
                     tasks.spawn(task.run());

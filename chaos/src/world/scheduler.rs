@@ -59,12 +59,11 @@ fn schedule(state: &mut State) {
         if place.is_none() && condition(&pod, "PodScheduled") == "False" {
             continue;
         }
-        let bound = cluster.edit(&caller, (&target, Door::Back), |pod| match &place {
-            Some(node) => {
+        let bound = cluster.edit(&caller, (&target, Door::Back), |pod| {
+            if let Some(node) = &place {
                 pod["spec"]["nodeName"] = json!(node);
                 set_condition(pod, Condition::plain("PodScheduled", "True"), now);
-            }
-            None => {
+            } else {
                 let message = "0 nodes are available";
                 let (kind, status, reason) = ("PodScheduled", "False", "Unschedulable");
                 set_condition(pod, Condition { kind, status, reason, message }, now);

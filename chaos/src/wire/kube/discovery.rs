@@ -41,17 +41,17 @@ pub(super) fn answer(method: &Method, path: &str, body: &[u8]) -> Option<Value> 
 }
 
 fn groups() -> Vec<Value> {
-    let named = RESOURCES.iter().filter(|resource| !resource.group.is_empty());
-    let names: BTreeSet<&str> = named.map(|resource| resource.group).collect();
+    let known = RESOURCES.iter().filter(|resource| !resource.group.is_empty());
+    let names: BTreeSet<&str> = known.map(|resource| resource.group).collect();
     names.into_iter().map(group).collect()
 }
 
 fn group(name: &str) -> Value {
     let of_group = RESOURCES.iter().filter(|resource| resource.group == name);
-    let versions: BTreeSet<&str> = of_group.map(|resource| resource.version).collect();
-    let version =
+    let served: BTreeSet<&str> = of_group.map(|resource| resource.version).collect();
+    let entry =
         |version: &&str| json!({ "groupVersion": format!("{name}/{version}"), "version": version });
-    let versions: Vec<Value> = versions.iter().map(version).collect();
+    let versions: Vec<Value> = served.iter().map(entry).collect();
     json!({
         "kind": "APIGroup", "apiVersion": "v1", "name": name, "versions": versions,
         "preferredVersion": versions.first(),

@@ -26,6 +26,7 @@ use crate::world::cluster::refusal::Cause;
 use crate::world::cluster::refusal::Refusal;
 use crate::world::cluster::resource::Status;
 use crate::world::cluster::write::Door;
+use crate::world::cluster::write::prepare;
 
 /// What an apply does about fields that others own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,7 +107,7 @@ impl Cluster {
         (target, door): (&Target, Door),
         (old, new, entries): (&Arc<Value>, Value, Vec<Managed>),
     ) -> Result<Arc<Value>, Refusal> {
-        let mut new = self.prepare(target, door, (old, new))?;
+        let mut new = prepare(target, door, (old, new))?;
         let api_version = target.resource.api_version();
         let mut untimed = entries.clone();
         for (entry, known) in untimed.iter_mut().zip(managed(old)) {

@@ -134,18 +134,18 @@ impl Cluster {
 
     /// The garbage collector: deletes what only this owner held.
     fn collect(&mut self, owner: &str) {
-        let collector = Caller::named("generic-garbage-collector");
+        let caller = Caller::named("generic-garbage-collector");
         let mut orphans = Vec::new();
         for resource in RESOURCES {
-            let owned = self.list(*resource).filter(|object| {
-                let owners = items(object, "/metadata/ownerReferences");
-                owners.len() == 1 && owners.iter().all(|known| text(known, "/uid") == owner)
+            let left = self.list(*resource).filter(|object| {
+                let held_by = items(object, "/metadata/ownerReferences");
+                held_by.len() == 1 && held_by.iter().all(|known| text(known, "/uid") == owner)
             });
-            orphans.extend(owned.map(|object| Target::of(*resource, object)));
+            orphans.extend(left.map(|object| Target::of(*resource, object)));
         }
         for orphan in orphans {
             // An orphan that is gone already is what was wanted.
-            drop(self.delete(&collector, &orphan, &DeleteOptions::default()));
+            drop(self.delete(&caller, &orphan, &DeleteOptions::default()));
         }
     }
 }

@@ -134,13 +134,12 @@ pub fn same_item(kind: ListKind, left: &Value, right: &Value) -> bool {
 pub fn at<'a>(object: &'a Value, path: &[String]) -> Option<&'a Value> {
     let mut place = object;
     for part in path {
-        place = match part.split_at(2) {
-            ("f:", key) => place.get(key)?,
-            (_, _) => {
-                let kind = kind_of(part);
-                let mut list = place.as_array()?.iter();
-                list.find(|item| element_like(part, kind, item))?
-            }
+        place = if let Some(key) = part.strip_prefix("f:") {
+            place.get(key)?
+        } else {
+            let kind = kind_of(part);
+            let mut list = place.as_array()?.iter();
+            list.find(|item| element_like(part, kind, item))?
         };
     }
     Some(place)

@@ -31,21 +31,21 @@ fn one_operation(object: &mut Value, operation: &Value) -> Result<(), Refusal> {
     let given = || value.clone().ok_or_else(|| Refusal::bad_request("operation without value"));
     let taken = |object: &mut Value, path: &str| {
         remove_at(object, path)
-            .ok_or_else(|| unprocessable(format!("remove: path {path} is missing")))
+            .ok_or_else(|| unprocessable(&format!("remove: path {path} is missing")))
     };
     match text(operation, "/op") {
         "add" => add_at(object, path, given()?),
         "remove" => taken(object, path).map(drop),
         "replace" => {
             let place = object.pointer_mut(path);
-            *place.ok_or_else(|| unprocessable(format!("replace: path {path} is missing")))? =
+            *place.ok_or_else(|| unprocessable(&format!("replace: path {path} is missing")))? =
                 given()?;
             Ok(())
         }
         "test" => {
             let found = object.pointer(path).unwrap_or(&Value::Null);
             let holds = *found == value.unwrap_or_default();
-            let why = || unprocessable(format!("testing value {path} failed"));
+            let why = || unprocessable(&format!("testing value {path} failed"));
             if holds { Ok(()) } else { Err(why()) }
         }
         "move" => {
@@ -55,14 +55,14 @@ fn one_operation(object: &mut Value, operation: &Value) -> Result<(), Refusal> {
         "copy" => {
             let from = text(operation, "/from");
             let copied = object.pointer(from).cloned();
-            let missing = || unprocessable(format!("copy: path {from} is missing"));
+            let missing = || unprocessable(&format!("copy: path {from} is missing"));
             add_at(object, path, copied.ok_or_else(missing)?)
         }
         other => Err(Refusal::bad_request(format!("no such JSON patch operation: `{other}`"))),
     }
 }
 
-fn unprocessable(why: String) -> Refusal {
+fn unprocessable(why: &str) -> Refusal {
     let message = "the server rejected our request due to an error in our request";
     Refusal::new(422, "Invalid", format!("{message}: {why}"))
 }
@@ -72,17 +72,17 @@ fn add_at(object: &mut Value, path: &str, value: Value) -> Result<(), Refusal> {
         *object = value;
         return Ok(());
     }
-    let missing = || unprocessable(format!("add: path {path} is missing"));
-    let (parent, last) = path.rsplit_once('/').ok_or_else(missing)?;
-    match object.pointer_mut(parent).ok_or_else(missing)? {
+    let missing = || unprocessable(&format!("add: path {path} is missing"));
+    let (above, key) = path.rsplit_once('/').ok_or_else(missing)?;
+    match object.pointer_mut(above).ok_or_else(missing)? {
         Value::Object(map) => {
-            map.insert(unescaped(last), value);
+            map.insert(unescaped(key), value);
             Ok(())
         }
-        Value::Array(list) => {
-            let index = if last == "-" { Some(list.len()) } else { last.parse().ok() };
-            let index = index.filter(|index| *index <= list.len()).ok_or_else(missing)?;
-            list.insert(index, value);
+        Value::Array(items) => {
+            let index = if key == "-" { Some(items.len()) } else { key.parse().ok() };
+            let index = index.filter(|index| *index <= items.len()).ok_or_else(missing)?;
+            items.insert(index, value);
             Ok(())
         }
         Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => Err(missing()),
@@ -90,12 +90,12 @@ fn add_at(object: &mut Value, path: &str, value: Value) -> Result<(), Refusal> {
 }
 
 fn remove_at(object: &mut Value, path: &str) -> Option<Value> {
-    let (parent, last) = path.rsplit_once('/')?;
-    match object.pointer_mut(parent)? {
-        Value::Object(map) => map.remove(&unescaped(last)),
-        Value::Array(list) => {
-            let index = last.parse().ok().filter(|index: &usize| *index < list.len())?;
-            Some(list.remove(index))
+    let (above, key) = path.rsplit_once('/')?;
+    match object.pointer_mut(above)? {
+        Value::Object(map) => map.remove(&unescaped(key)),
+        Value::Array(items) => {
+            let index = key.parse().ok().filter(|index: &usize| *index < items.len())?;
+            Some(items.remove(index))
         }
         Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => None,
     }
@@ -130,14 +130,13 @@ pub fn strategic_patch(object: &Value, patch: &Value) -> Value {
         return kept.map(|(key, value)| (key.clone(), value.clone())).collect();
     }
     let mut merged = object.as_object().cloned().unwrap_or_default();
-    for (key, change) in changes {
+    let ours = |key: &str| !key.starts_with('$') || key.starts_with("$deleteFrom");
+    for (key, change) in changes.iter().filter(|(key, _)| ours(key)) {
         if let Some(field) = key.strip_prefix("$deleteFromPrimitiveList/") {
             let gone = change.as_array().cloned().unwrap_or_default();
             if let Some(Value::Array(list)) = merged.get_mut(field) {
                 list.retain(|item| !gone.contains(item));
             }
-        } else if key.starts_with('$') {
-            continue;
         } else if change.is_null() || text(change, "/$patch") == "delete" {
             merged.remove(key);
         } else {

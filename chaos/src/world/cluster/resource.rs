@@ -44,7 +44,7 @@ pub enum Status {
 pub enum Origin {
     /// Kubernetes.
     Kubernetes,
-    /// A CustomResourceDefinition.
+    /// A `CustomResourceDefinition`.
     Custom,
 }
 
@@ -118,34 +118,34 @@ pub const NAMESPACE: Resource =
 pub const EVENT: Resource = Resource::built_in("", "events", "Event");
 /// Events of their own group, as kube's recorder writes them.
 pub const EVENTS_EVENT: Resource = Resource::built_in("events.k8s.io", "events", "Event");
-/// ConfigMaps.
+/// `ConfigMaps`.
 pub const CONFIG_MAP: Resource = Resource::built_in("", "configmaps", "ConfigMap");
-/// PersistentVolumes.
+/// `PersistentVolumes`.
 pub const VOLUME: Resource =
     Resource::built_in("", "persistentvolumes", "PersistentVolume").in_cluster().with_status();
-/// PersistentVolumeClaims.
+/// `PersistentVolumeClaims`.
 pub const VOLUME_CLAIM: Resource =
     Resource::built_in("", "persistentvolumeclaims", "PersistentVolumeClaim").with_status();
-/// DaemonSets.
+/// `DaemonSets`.
 pub const DAEMON_SET: Resource =
     Resource::built_in("apps", "daemonsets", "DaemonSet").with_status();
-/// StatefulSets.
+/// `StatefulSets`.
 pub const STATEFUL_SET: Resource =
     Resource::built_in("apps", "statefulsets", "StatefulSet").with_status();
 /// Jobs.
 pub const JOB: Resource = Resource::built_in("batch", "jobs", "Job").with_status();
-/// PodDisruptionBudgets.
+/// `PodDisruptionBudgets`.
 pub const BUDGET: Resource =
     Resource::built_in("policy", "poddisruptionbudgets", "PodDisruptionBudget").with_status();
 /// Leases.
 pub const LEASE: Resource = Resource::built_in("coordination.k8s.io", "leases", "Lease");
-/// PriorityClasses.
+/// `PriorityClasses`.
 pub const PRIORITY_CLASS: Resource =
     Resource::built_in("scheduling.k8s.io", "priorityclasses", "PriorityClass").in_cluster();
 /// CSI drivers.
 pub const CSI_DRIVER: Resource =
     Resource::built_in("storage.k8s.io", "csidrivers", "CSIDriver").in_cluster();
-/// CustomResourceDefinitions.
+/// `CustomResourceDefinitions`.
 pub const DEFINITION: Resource = Resource::built_in(
     "apiextensions.k8s.io",
     "customresourcedefinitions",

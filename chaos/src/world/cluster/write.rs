@@ -161,7 +161,7 @@ impl Cluster {
         (target, door, verb): (&Target, Door, &'static str),
         (old, new): (&Arc<Value>, Value),
     ) -> Result<Arc<Value>, Refusal> {
-        let mut new = self.prepare(target, door, (old, new))?;
+        let mut new = prepare(target, door, (old, new))?;
         if same(old, &new) {
             return Ok(Arc::clone(old));
         }
@@ -169,41 +169,6 @@ impl Cluster {
         self.own(caller, door, (&mut entries, old, &new));
         set_managed(&mut new, &target.resource.api_version(), &entries);
         Ok(self.settle(caller, (target, verb), new))
-    }
-
-    /// Checks what is to be stored, and takes from `old` what this door doesn't change.
-    pub(super) fn prepare(
-        &self,
-        target: &Target,
-        door: Door,
-        (old, mut new): (&Value, Value),
-    ) -> Result<Value, Refusal> {
-        let resource = target.resource;
-        check_kind(resource, &mut new)?;
-        check_versions(target, (old, &new))?;
-        let mut new = match door {
-            Door::Status => {
-                let mut kept = old.clone();
-                keep(&mut kept, &new, "status");
-                kept
-            }
-            Door::Main | Door::Back => new,
-        };
-        if door == Door::Main && resource.status == Status::Apart {
-            keep(&mut new, old, "status");
-        }
-        for field in OF_SERVER {
-            keep(&mut new["metadata"], &old["metadata"], field);
-        }
-        keep(&mut new["metadata"], &old["metadata"], "managedFields");
-        if spec_of(old) != spec_of(&new) && number(old, "/metadata/generation").is_some() {
-            let generation = number(old, "/metadata/generation").unwrap_or_default() + 1;
-            new["metadata"]["generation"] = json!(generation);
-        }
-        if door != Door::Back {
-            rules::check(resource, Some(old), &new)?;
-        }
-        Ok(new)
     }
 
     /// Stores what was prepared; an object that only its finalizers kept goes with the last of them.
@@ -324,6 +289,40 @@ impl Cluster {
         let parts = [&text[..8], &text[8..12], &text[12..16], &text[16..20], &text[20..]];
         parts.join("-")
     }
+}
+
+/// Checks what is to be stored, and takes from `old` what this door doesn't change.
+pub(super) fn prepare(
+    target: &Target,
+    door: Door,
+    (old, mut new): (&Value, Value),
+) -> Result<Value, Refusal> {
+    let resource = target.resource;
+    check_kind(resource, &mut new)?;
+    check_versions(target, (old, &new))?;
+    let mut new = match door {
+        Door::Status => {
+            let mut kept = old.clone();
+            keep(&mut kept, &new, "status");
+            kept
+        }
+        Door::Main | Door::Back => new,
+    };
+    if door == Door::Main && resource.status == Status::Apart {
+        keep(&mut new, old, "status");
+    }
+    for field in OF_SERVER {
+        keep(&mut new["metadata"], &old["metadata"], field);
+    }
+    keep(&mut new["metadata"], &old["metadata"], "managedFields");
+    if spec_of(old) != spec_of(&new) && number(old, "/metadata/generation").is_some() {
+        let generation = number(old, "/metadata/generation").unwrap_or_default() + 1;
+        new["metadata"]["generation"] = json!(generation);
+    }
+    if door != Door::Back {
+        rules::check(resource, Some(old), &new)?;
+    }
+    Ok(new)
 }
 
 /// An object is of the kind that its address says; what it leaves out is filled in.

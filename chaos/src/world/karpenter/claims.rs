@@ -83,7 +83,7 @@ async fn live(world: World, settings: Settings, claim: Arc<Value>) {
     world.update(|state| {
         edit(&mut state.cluster, &target, |claim| {
             claim["metadata"]["finalizers"] = json!([FINALIZER]);
-        })
+        });
     });
     tokio::time::sleep(settings.launch).await;
     let launched = world.update(|state| launch(state, &target, &claim));

@@ -16,21 +16,20 @@ use crate::world::karpenter::Hears;
 /// Deletes claims of interrupted instances for as long as it is polled.
 pub(super) async fn run(world: &World, hears: Hears) {
     let Hears::After(delay) = hears else { return std::future::pending().await };
-    let mut heard = BTreeSet::new();
+    let mut known = BTreeSet::new();
     loop {
         let warned = world.until(|state| {
-            let mut warned = state
-                .instances
-                .iter()
-                .filter(|instance| instance.notice.is_some() && !heard.contains(&instance.id));
-            let first = warned.next()?;
-            Some((first.id.clone(), first.notice?.at))
+            let new = |id: &String| !known.contains(id);
+            state.instances.iter().find_map(|instance| {
+                let notice = instance.notice.filter(|_| new(&instance.id))?;
+                Some((instance.id.clone(), notice.at))
+            })
         });
         let (instance, at) = warned.await;
         let due = delay.saturating_sub(since(world, at));
         tokio::time::sleep(due).await;
         world.update(|state| interrupted(state, &instance));
-        heard.insert(instance);
+        known.insert(instance);
     }
 }
 

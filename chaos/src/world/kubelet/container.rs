@@ -111,9 +111,9 @@ impl<'a> ContainerTask<'a> {
 
     /// The container's processes show up: in their control group, and on their GPU.
     fn enter(&self, container: &dyn Container, launch: &Launch) -> Group {
-        let id: String = self.pod.world.update(|state| {
-            let parts = [state.random.u128(..), state.random.u128(..)];
-            parts.iter().map(|part| format!("{part:032x}")).collect()
+        let id = self.pod.world.update(|state| {
+            let (first, second) = (state.random.u128(..), state.random.u128(..));
+            format!("{first:032x}{second:032x}")
         });
         let group = Group::make(&self.pod.root, &self.pod.uid, id, container.pids());
         let Some(device) = launch.devices.first() else { return group };

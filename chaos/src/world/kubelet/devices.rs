@@ -8,6 +8,7 @@ use crate::world::cluster::object::namespace;
 use crate::world::cluster::object::text;
 use crate::world::cluster::object::uid;
 use crate::world::machines::Assignment;
+use crate::world::machines::Gpu;
 use crate::world::machines::Machine;
 use crate::world::scheduler::quantity::amounts;
 
@@ -45,7 +46,7 @@ fn free(machine: &Machine, resource: &str) -> Vec<String> {
     let taken = |device: &String| {
         machine.assignments.iter().any(|assignment| assignment.devices.contains(device))
     };
-    offered.flat_map(|gpu| gpu.device_ids()).filter(|device| !taken(device)).collect()
+    offered.flat_map(Gpu::device_ids).filter(|device| !taken(device)).collect()
 }
 
 /// The devices of one container.

@@ -45,16 +45,16 @@ impl Group {
             write(&slice.join("cgroup.procs"), "");
         }
         write(&folder.join("cgroup.freeze"), "0\n");
-        let mut listed = String::new();
+        let mut listed = Vec::new();
         let mut processes = Vec::new();
         for pid in pids {
             let own = root.join("proc").join(pid.to_string());
             fs::create_dir_all(&own).expect("a machine's folder can be written");
             write(&own.join("cgroup"), &format!("0::/{inside}\n"));
-            listed.push_str(&format!("{pid}\n"));
+            listed.push(format!("{pid}\n"));
             processes.push((pid, own));
         }
-        write(&folder.join("cgroup.procs"), &listed);
+        write(&folder.join("cgroup.procs"), &listed.concat());
         Self { id, folder, processes }
     }
 

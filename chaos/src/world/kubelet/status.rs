@@ -22,7 +22,7 @@ impl Entry<'_> {
     /// It runs.
     pub(super) fn running(&self, pod: &mut Value, now: Timestamp, id: &str) {
         let state = json!({ "running": { "startedAt": second(now) } });
-        let mut entry = self.entry(state);
+        let mut entry = self.entry(&state);
         entry["ready"] = json!(true);
         entry["started"] = json!(true);
         entry["containerID"] = json!(format!("containerd://{id}"));
@@ -35,11 +35,11 @@ impl Entry<'_> {
         let state = json!({ "terminated": {
             "exitCode": code, "reason": reason, "finishedAt": second(now),
         } });
-        let entry = self.entry(state);
+        let entry = self.entry(&state);
         self.put(pod, entry);
     }
 
-    fn entry(&self, state: Value) -> Value {
+    fn entry(&self, state: &Value) -> Value {
         json!({
             "name": self.name, "restartCount": self.restarts, "ready": false, "started": false,
             "state": state, "image": "", "imageID": "",

@@ -1,6 +1,7 @@
 //! A pod's volumes: published by their driver, or just folders.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -96,7 +97,7 @@ fn folder(pod: &PodTask, volume: &Value) -> PathBuf {
     own.join("kubernetes.io~empty-dir").join(name)
 }
 
-fn make(folder: &PathBuf) {
+fn make(folder: &Path) {
     // The last part may be `..`, whose own folder has to be there first.
     let parent =
         if folder.ends_with("..") { folder.parent().and_then(|own| own.parent()) } else { None };

@@ -21,6 +21,10 @@ use crate::world::scheduler::quantity::Amounts;
 use crate::world::scheduler::quantity::add;
 use crate::world::scheduler::quantity::amounts;
 
+/// Where a pod says which nodes it wants.
+pub const NODE_TERMS: &str =
+    "/spec/affinity/nodeAffinity/requiredDuringSchedulingIgnoredDuringExecution/nodeSelectorTerms";
+
 /// What a node offers to pods.
 #[derive(Clone, Debug)]
 pub struct Room {
@@ -83,8 +87,7 @@ impl Room {
         let mut selector = entries(pod, "/spec/nodeSelector");
         let labels =
             selector.all(|(key, value)| self.labels.get(key).is_some_and(|is| is == value));
-        const TERMS: &str = "/spec/affinity/nodeAffinity/requiredDuringSchedulingIgnoredDuringExecution/nodeSelectorTerms";
-        let terms = items(pod, TERMS);
+        let terms = items(pod, NODE_TERMS);
         labels && (terms.is_empty() || terms.iter().any(|term| self.is_of(term)))
     }
 
