@@ -16,6 +16,7 @@ mod imds_wire;
 mod kube_wire;
 mod kubelet_wire;
 mod layers;
+mod names;
 mod nvml;
 mod program;
 mod s3_wire;
