@@ -494,8 +494,8 @@ mod tests {
         let chunks = layout.regions.iter().map(|region| {
             let tag = u8::try_from(rank).unwrap() + 1;
             let (first, rest) = (region.name.as_bytes()[0], [tag; 3]);
-            let own = [first, rest[0], rest[1], rest[2]];
-            Chunk::of(if region.spread == Spread::Own { &own } else { &[first; 4] })
+            let (own, shared) = ([first, rest[0], rest[1], rest[2]], [first; 4]);
+            Chunk::of(if region.spread == Spread::Own { &own } else { &shared })
         });
         let chunks = chunks.collect();
         Stored { announced: Announced { rank, step: 1, layout }, chunks }
