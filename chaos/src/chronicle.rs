@@ -420,8 +420,11 @@ fn of_pod(change: &Change, state: &State) -> Vec<What> {
         whats.push(What::Hold { pod: pod.clone(), uid: uid.clone(), came });
     }
     if object::is_deleting(&change.object) && !object::is_deleting(before) {
-        let (by, verb) = writer(state, change.version);
-        let verb = if verb == "evict" { "evict" } else { "delete" };
+        let (by, _) = writer(state, change.version);
+        let evicted = object::items(&change.object, "/status/conditions")
+            .iter()
+            .any(|condition| object::text(condition, "/reason") == "EvictionByEvictionAPI");
+        let verb = if evicted { "evict" } else { "delete" };
         let grace = object::number(&change.object, "/metadata/deletionGracePeriodSeconds");
         let grace = grace.unwrap_or(0);
         whats.push(What::Ending { pod: pod.clone(), uid: uid.clone(), verb, by, grace });

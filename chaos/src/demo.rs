@@ -35,8 +35,8 @@ const TRAINING: Duration = Duration::from_secs(4);
 const FIRST_ACT: Duration = Duration::from_secs(75);
 /// Steps that each trainer takes in all, a step each tenth of a second.
 const STEPS: u64 = 120;
-/// State of each trainer: parameters and both moments.
-const STATE_BYTES: u64 = 256 << 20;
+/// State of each trainer: parameters and both moments, 12 bytes for each place of the model.
+const STATE_BYTES: u64 = 264 << 20;
 
 /// What a person can ask of the demo.
 #[derive(Clone, Debug)]

@@ -272,5 +272,7 @@ impl Container for Hosted {
 
 /// Puts the fake of NVIDIA's library into a machine's folder; says whether it could be found.
 pub fn install_nvml(root: &Path) -> std::io::Result<PathBuf> {
-    fake_nvml::install(&root.join(NVML))
+    let folder = root.join(NVML);
+    std::fs::create_dir_all(&folder)?;
+    fake_nvml::install(&folder)
 }

@@ -50,13 +50,18 @@ use crate::world::workloads::Diary;
 /// The node that is taken.
 pub(super) const NODE: &str = "gpu-1";
 /// The trainers, as lines of a stage: two share a GPU, the third has one of its own. The second is
-/// behind a budget that allows nothing; the third is of a Job without failure policy, so that its
-/// successor is made while it still ends.
+/// behind a budget that allows nothing, of a Job without failure policy, so that its successor is
+/// made while it still ends, and takes its time to end.
 pub(super) const TRAINERS: [(&str, &str); 3] = [
     ("train-a", "hold on-signal grace 60s"),
-    ("train-b", "hold on-signal grace 30s pdb 0"),
-    ("train-c", "hold on-signal grace 30s no-failure-policy"),
+    ("train-b", "hold on-signal grace 30s pdb 0 no-failure-policy"),
+    ("train-c", "hold on-signal grace 30s"),
 ];
+
+/// The trainer that takes its time to end.
+pub(super) const SLOW: &str = "train-b";
+/// How long it takes: what is usual for a program that gives a GPU back.
+const TEARDOWN: Duration = Duration::from_secs(3);
 
 /// Whether the API server and the queue can be reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -338,6 +343,9 @@ impl Players {
         let mut words = vec![self.programs.join("examples/trainer").display().to_string()];
         words.extend(trainer_arguments(job));
         words.extend(["--log".to_owned(), log.display().to_string()]);
+        if job == SLOW {
+            words.extend(["--teardown".to_owned(), TEARDOWN.as_millis().to_string()]);
+        }
         words
     }
 }

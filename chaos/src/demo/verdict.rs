@@ -15,6 +15,7 @@ use crate::demo::LEAD;
 use crate::demo::STATE_BYTES;
 use crate::demo::cast::Cast;
 use crate::demo::cast::NODE;
+use crate::demo::cast::SLOW;
 use crate::demo::cast::TRAINERS;
 use crate::world::World;
 use crate::world::cluster::object;
@@ -23,8 +24,6 @@ use crate::world::cluster::resource::NODE_CLAIM;
 
 /// The trainer behind a budget that allows nothing.
 const BEHIND_BUDGET: &str = "train-b";
-/// The trainer whose successor is made while it still ends.
-const EARLY_SUCCESSOR: &str = "train-c";
 /// Those that share a GPU.
 const SHARERS: [&str; 2] = ["train-a", "train-b"];
 
@@ -361,9 +360,9 @@ impl Seen<'_> {
 
     fn waited(&self) -> Observation {
         let at = self.first(|event| {
-            said_by(event, EARLY_SUCCESSOR).is_some_and(|line| line.contains(" waits to resume"))
+            said_by(event, SLOW).is_some_and(|line| line.contains(" waits to resume"))
         });
-        self.timed(&format!("the successor of {EARLY_SUCCESSOR} waits for the proof"), at)
+        self.timed(&format!("the successor of {SLOW} waits for the proof"), at)
     }
 
     fn nothing_on_the_node(&self) -> Observation {

@@ -36,7 +36,7 @@ use lifeboat_sdk::Value;
 use serde_json::json;
 
 const USAGE: &str = "usage: trainer [--name NAME] [--seed N] [--steps N] [--bytes N] [--blocks N] \
-                     [--pace MS] [--log FILE] [--pause-after STEP] [--reference]";
+                     [--pace MS] [--log FILE] [--pause-after STEP] [--teardown MS] [--reference]";
 const LEARNING_RATE: f32 = 1e-3;
 const BETA: (f32, f32) = (0.9, 0.999);
 const EPSILON: f32 = 1e-8;
@@ -76,6 +76,8 @@ struct Options {
     log: Option<PathBuf>,
     /// After this step it only waits for what comes.
     pause_after: Option<u64>,
+    /// How long it takes to end, as programs do that have a GPU to give back.
+    teardown: Duration,
     reference: bool,
 }
 
@@ -90,6 +92,7 @@ impl Options {
             pace: Duration::from_millis(100),
             log: None,
             pause_after: None,
+            teardown: Duration::ZERO,
             reference: false,
         };
         while let Some(word) = words.next() {
@@ -116,6 +119,7 @@ impl Options {
             "--blocks" => self.blocks = number()?,
             "--pace" => self.pace = Duration::from_millis(number()?),
             "--log" => self.log = Some(value.into()),
+            "--teardown" => self.teardown = Duration::from_millis(number()?),
             "--pause-after" => self.pause_after = Some(number()?),
             _ => return Err(format!("`{word}` is no option")),
         }
@@ -243,6 +247,7 @@ fn uniform(seed: u64, step: u64, place: usize) -> f32 {
 #[derive(Clone)]
 struct Log {
     name: String,
+    teardown: Duration,
     file: Option<Arc<Mutex<File>>>,
 }
 
@@ -253,7 +258,8 @@ impl Log {
             file.map_err(|source| Error::File { path: path.clone(), what: "opened", source })
         };
         let file = options.log.as_ref().map(open).transpose()?;
-        Ok(Self { name: options.name.clone(), file: file.map(|file| Arc::new(Mutex::new(file))) })
+        let (name, teardown) = (options.name.clone(), options.teardown);
+        Ok(Self { name, teardown, file: file.map(|file| Arc::new(Mutex::new(file))) })
     }
 
     fn write(&self, event: &str, with: &serde_json::Value) {
@@ -292,6 +298,7 @@ impl Log {
             }
             Event::Exiting { code, reason } => {
                 self.write("exiting", &json!({ "code": code, "reason": reason }));
+                thread::sleep(self.teardown);
             }
             _ => self.write("note", &json!({ "text": text })),
         }

@@ -239,6 +239,9 @@ impl Rank {
             }
             ToWorkload::Lend(lend) => {
                 talk.ring = descriptors.pop().map(|ring| (lend.shape, ring));
+                if let Some(giving) = &mut talk.giving {
+                    giving.free = (0..lend.shape.slots()).collect();
+                }
                 self.fill(talk, line).await?;
             }
             ToWorkload::Prepare(prepare) => return self.prepare(prepare, talk, line).await,
