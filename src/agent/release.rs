@@ -40,7 +40,7 @@ use crate::offload::Offload;
 const LOOK_MAX: Duration = Duration::from_secs(2);
 
 /// Pause between two tries to load the library: a driver may be installed later.
-const LOAD_PAUSE: Duration = Duration::from_mins(1);
+const LOAD_PAUSE: Duration = Duration::from_secs(5);
 
 /// The GPUs, as far as they can be seen.
 #[derive(Debug)]

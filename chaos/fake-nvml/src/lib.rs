@@ -153,6 +153,7 @@ impl State {
 /// An older copy is replaced, never written over: a program may have it loaded.
 pub fn install(folder: &Path) -> io::Result<PathBuf> {
     let (half, whole) = (folder.join(format!("{LIBRARY}.half")), folder.join(LIBRARY));
+    fs::create_dir_all(folder)?;
     fs::copy(built()?, &half)?;
     fs::rename(half, &whole)?;
     Ok(whole)
@@ -162,7 +163,8 @@ pub fn install(folder: &Path) -> io::Result<PathBuf> {
 pub fn built() -> io::Result<PathBuf> {
     let program = env::current_exe()?;
     let folders = program.ancestors().skip(1).take(2);
-    let places = folders.flat_map(|folder| [folder.join(BUILT), folder.join("deps").join(BUILT)]);
+    // In `deps` first: what lies beside a program is only renewed when this package itself is built.
+    let places = folders.flat_map(|folder| [folder.join("deps").join(BUILT), folder.join(BUILT)]);
     places.into_iter().find(|place| place.is_file()).ok_or_else(|| {
         let text = format!("`{BUILT}` does not lie beside `{}`", program.display());
         io::Error::new(io::ErrorKind::NotFound, text)
