@@ -157,10 +157,15 @@ fn follow(file: &Path, reached: &mut BTreeSet<PathBuf>) {
     let stem = file.file_stem().unwrap();
     let begins = starts_tree(file);
     let inside = if begins { folder.to_owned() } else { folder.join(stem) };
-    for name in text.lines().filter_map(declared) {
+    let lines: Vec<&str> = text.lines().collect();
+    for (line, name) in
+        lines.iter().enumerate().filter_map(|(at, line)| Some((at, declared(line)?)))
+    {
+        let elsewhere = line.checked_sub(1).and_then(|before| path_named(lines[before]));
         let flat = inside.join(format!("{name}.rs"));
         let nested = inside.join(name).join("mod.rs");
-        let next = if flat.exists() { flat } else { nested };
+        let by_name = if flat.exists() { flat } else { nested };
+        let next = elsewhere.map_or(by_name, |path| folder.join(path));
         assert!(next.exists(), "{}: `mod {name}` has no file", file.display());
         follow(&next, reached);
     }
@@ -176,6 +181,11 @@ fn declared(line: &str) -> Option<&str> {
     let (before, name) = line.rsplit_once("mod ")?;
     let before = before.trim();
     (before.is_empty() || before.starts_with("pub")).then_some(name)
+}
+
+/// The path in `#[path = "…"]`, which says where the module of the next line is.
+fn path_named(line: &str) -> Option<&str> {
+    line.trim().strip_prefix("#[path = \"")?.strip_suffix("\"]")
 }
 
 fn manifests() -> Vec<PathBuf> {

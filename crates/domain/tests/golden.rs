@@ -1,6 +1,6 @@
 //! Facts that were recorded are read again, by this version and by others.
 
-#![allow(clippy::unwrap_used)] // Clippy does not see helper functions here as tests.
+#![allow(clippy::unwrap_used)] // Clippy sees tests only in functions that are marked so.
 #![allow(clippy::disallowed_methods)] // Only decisions may not read and write files.
 
 #[path = "../src/samples.rs"]

@@ -1,5 +1,5 @@
 //! What holds of every plan, whatever the facts.
-#![allow(clippy::unwrap_used)] // Clippy does not see helper functions here as tests.
+#![allow(clippy::unwrap_used)] // Clippy sees tests only in functions that are marked so.
 
 #[path = "../src/samples.rs"]
 mod samples;

@@ -1,6 +1,6 @@
 //! A small world explored in full: two workloads share one GPU while its instance is taken. In
 //! every order of events no rule is broken, and both planners together always reach an end.
-#![allow(clippy::unwrap_used)] // Clippy does not see helper functions here as tests.
+#![allow(clippy::unwrap_used)] // Clippy sees tests only in functions that are marked so.
 
 #[path = "../src/samples.rs"]
 mod samples;
