@@ -83,6 +83,16 @@ pub fn check(run: &Run<'_>) -> Vec<Broken> {
     rules.iter().flat_map(|rule| rule(run)).collect()
 }
 
+/// What was broken in the bucket alone: it needs no chronicle.
+pub fn bucket(state: &State) -> Vec<Broken> {
+    let (events, end) = (&[], Timestamp::MIN);
+    let run = Run { events, state, end, quiet_since: None };
+    [store::manifests_are_whole, store::keys_are_kept_apart]
+        .iter()
+        .flat_map(|rule| rule(&run))
+        .collect()
+}
+
 impl fmt::Display for Broken {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "{}: {}", self.rule, self.how)

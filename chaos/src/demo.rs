@@ -12,17 +12,19 @@ use jiff::Timestamp;
 use serde::Serialize;
 use tokio::time::Instant;
 
+use crate::cast::Cast;
+use crate::cast::Ends;
+use crate::cast::NODE;
+use crate::cast::Outage;
+use crate::cast::Play;
+use crate::cast::Trainer;
 use crate::chronicle::Event;
-use crate::demo::cast::Cast;
-use crate::demo::cast::Outage;
 use crate::demo::screen::Screen;
 use crate::demo::verdict::Observation;
 use crate::demo::verdict::Row;
 use crate::world::instances::NoticeAction;
 use crate::world::instances::announce::Announcement;
 
-mod cast;
-mod logs;
 mod screen;
 mod verdict;
 
@@ -37,6 +39,21 @@ const FIRST_ACT: Duration = Duration::from_secs(75);
 const STEPS: u64 = 120;
 /// State of each trainer: parameters and both moments, 12 bytes for each place of the model.
 const STATE_BYTES: u64 = 264 << 20;
+
+/// Two share a GPU, the third has one of its own. The second is behind a budget that allows nothing,
+/// of a Job without failure policy, so that its successor is made while it still ends, and takes its
+/// time to end.
+const TRAINERS: [Trainer; 3] = [
+    Trainer { job: "train-a", options: "hold on-signal grace 60s", ends: Ends::AtOnce },
+    Trainer {
+        job: SLOW,
+        options: "hold on-signal grace 30s pdb 0 no-failure-policy",
+        ends: Ends::Slowly,
+    },
+    Trainer { job: "train-c", options: "hold on-signal grace 30s", ends: Ends::AtOnce },
+];
+/// The trainer behind the budget.
+const SLOW: &str = "train-b";
 
 /// What a person can ask of the demo.
 #[derive(Clone, Debug)]
@@ -73,6 +90,18 @@ struct Timed {
     event: String,
 }
 
+/// One node of four GPUs, each in two time slices, and the three trainers on it.
+fn play() -> Play {
+    Play {
+        nodes: vec![format!("node {NODE} type g5.12xlarge zone us-east-2a gpus 4 slices 2")],
+        trainers: TRAINERS.to_vec(),
+        bytes: STATE_BYTES,
+        steps: STEPS,
+        chunk: "32MiB",
+        before_store: Box::new(|store, _| store),
+    }
+}
+
 /// Plays both acts; says whether everything was seen.
 pub async fn run(options: &Options) -> anyhow::Result<bool> {
     let folder = tempfile::tempdir().context("no folder for the demo")?;
@@ -93,7 +122,7 @@ async fn first_act(options: &Options, folder: &Path, logs: &Path) -> anyhow::Res
     let title = "Act 1: two minutes' notice, of which this demo uses 45 seconds";
     screen::title(title);
     let mut screen = Screen::new();
-    let mut cast = Cast::new(options, (folder, logs)).await?;
+    let mut cast = Cast::new(&options.programs, (folder, logs), play()).await?;
     let noticed = notice(&mut cast, &mut screen).await;
     let end = Instant::now() + FIRST_ACT;
     while Instant::now() < end && !verdict::is_over(&cast.events(), &cast.world) {
@@ -108,12 +137,12 @@ async fn second_act(options: &Options, folder: &Path, logs: &Path) -> anyhow::Re
     let title = "Act 2: the same, with the API server and the queue both down";
     screen::title(title);
     let mut screen = Screen::new();
-    let mut cast = Cast::new(options, (folder, logs)).await?;
+    let mut cast = Cast::new(&options.programs, (folder, logs), play()).await?;
     tokio::time::sleep(TRAINING).await;
     cast.outage(Outage::Begins);
     let noticed = notice(&mut cast, &mut screen).await;
     let end = Instant::now() + LEAD;
-    while Instant::now() < end && verdict::durable(&cast.events()) < cast::TRAINERS.len() {
+    while Instant::now() < end && verdict::durable(&cast.events()) < TRAINERS.len() {
         follow(&cast, &mut screen, noticed).await;
     }
     let observations = verdict::second(&cast, noticed);
@@ -129,7 +158,7 @@ async fn notice(cast: &mut Cast, screen: &mut Screen) -> Timestamp {
     screen.begin(noticed, cast.events().len());
     let queues = [crate::programs::QUEUE, crate::scenario::KARPENTER_QUEUE];
     cast.world.announce(
-        &cast.instance,
+        &cast.instance_of(NODE),
         Announcement {
             action: NoticeAction::Terminate,
             lead: LEAD,

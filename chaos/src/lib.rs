@@ -1,9 +1,11 @@
 //! The simulated world of Lifeboat: simulators on the wire, faults, scenarios, checkers, the demo.
 
+pub mod cast;
 pub mod checkers;
 pub mod chronicle;
 pub mod demo;
 pub mod faults;
+pub mod kill;
 pub mod processes;
 pub mod programs;
 pub mod scenario;

@@ -13,6 +13,7 @@ mod faults;
 mod gpu;
 mod imds;
 mod imds_wire;
+mod kill;
 mod kube_wire;
 mod kubelet_wire;
 mod layers;

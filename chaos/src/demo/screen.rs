@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use crate::chronicle::Event;
 use crate::chronicle::What;
 use crate::demo::STATE_BYTES;
-use crate::demo::cast::TRAINERS;
+use crate::demo::TRAINERS;
 use crate::demo::verdict::Observation;
 use crate::demo::verdict::Row;
 use crate::world::World;
@@ -37,7 +37,7 @@ impl Screen {
         let style =
             ProgressStyle::with_template("  {prefix:8} {bar:30} {bytes}/{total_bytes} stored");
         let style = style.unwrap_or_else(|_| ProgressStyle::default_bar());
-        for (job, _) in TRAINERS {
+        for crate::cast::Trainer { job, .. } in TRAINERS {
             let bar = ProgressBar::new(STATE_BYTES).with_style(style.clone()).with_prefix(job);
             self.workloads.push((job, self.bars.add(bar)));
         }

@@ -8,22 +8,21 @@ use lifeboat_checkpoint::manifest::Kind;
 use serde::Serialize;
 use serde_json::Value;
 
+use crate::cast::Cast;
+use crate::cast::NODE;
+use crate::cast::Trainer;
 use crate::chronicle::Event;
 use crate::chronicle::OURS;
 use crate::chronicle::What;
 use crate::demo::LEAD;
+use crate::demo::SLOW;
 use crate::demo::STATE_BYTES;
-use crate::demo::cast::Cast;
-use crate::demo::cast::NODE;
-use crate::demo::cast::SLOW;
-use crate::demo::cast::TRAINERS;
+use crate::demo::TRAINERS;
 use crate::world::World;
 use crate::world::cluster::object;
 use crate::world::cluster::resource::INTERRUPTION;
 use crate::world::cluster::resource::NODE_CLAIM;
 
-/// The trainer behind a budget that allows nothing.
-const BEHIND_BUDGET: &str = "train-b";
 /// Those that share a GPU.
 const SHARERS: [&str; 2] = ["train-a", "train-b"];
 
@@ -79,12 +78,12 @@ pub(super) fn is_over(events: &[Event], world: &World) -> bool {
         let mut records = state.cluster.list(INTERRUPTION);
         records.any(|record| !object::text(record, "/status/closedAt").is_empty())
     });
-    closed && TRAINERS.iter().all(|(job, _)| finished(job))
+    closed && TRAINERS.iter().all(|trainer| finished(trainer.job))
 }
 
 /// How many trainers have a manifest.
 pub(super) fn durable(events: &[Event]) -> usize {
-    let saved = |job: &&(&str, &str)| events.iter().any(|event| is_save(event, job.0));
+    let saved = |trainer: &&Trainer| events.iter().any(|event| is_save(event, trainer.job));
     TRAINERS.iter().filter(saved).count()
 }
 
@@ -96,8 +95,9 @@ pub(super) fn first(
 ) -> Vec<Observation> {
     let events = cast.events();
     let seen = Seen { events: &events, noticed };
+    let instance = cast.instance_of(NODE);
     let record = cast.world.read(|state| {
-        let record = state.cluster.find(INTERRUPTION, &cast.instance);
+        let record = state.cluster.find(INTERRUPTION, &instance);
         record.map_or(Value::Null, |record| Value::clone(record))
     });
     let mut all = vec![
@@ -108,12 +108,12 @@ pub(super) fn first(
         seen.claim_first(),
         seen.claim_avoids(&cast.world),
     ];
-    for (job, _) in TRAINERS {
+    for Trainer { job, .. } in TRAINERS {
         all.push(seen.saved(job));
     }
     all.push(seen.sharers_first());
     all.push(seen.drain_held());
-    for (job, _) in TRAINERS {
+    for Trainer { job, .. } in TRAINERS {
         all.push(seen.ended(job));
         all.push(seen.exited(job));
         all.push(seen.released(job));
@@ -122,7 +122,7 @@ pub(super) fn first(
     }
     all.push(seen.waited());
     all.push(seen.nothing_on_the_node());
-    all.push(seen.agent_last(&cast.instance));
+    all.push(seen.agent_last(&instance));
     all.push(closed(&record));
     all
 }
@@ -131,7 +131,8 @@ pub(super) fn first(
 pub(super) fn second(cast: &Cast, noticed: Timestamp) -> Vec<Observation> {
     let events = cast.events();
     let seen = Seen { events: &events, noticed };
-    let mut all: Vec<Observation> = TRAINERS.iter().map(|(job, _)| seen.saved(job)).collect();
+    let mut all: Vec<Observation> =
+        TRAINERS.iter().map(|trainer| seen.saved(trainer.job)).collect();
     let silent = !events.iter().any(|event| {
         event.at >= noticed
             && matches!(event.what, What::Recorded { .. } | What::Taint { taint: "fence", .. })
@@ -143,7 +144,7 @@ pub(super) fn second(cast: &Cast, noticed: Timestamp) -> Vec<Observation> {
 /// The table of the trainers.
 pub(super) fn rows(events: &[Event], noticed: Timestamp) -> Vec<Row> {
     let seen = Seen { events, noticed };
-    TRAINERS.iter().map(|(job, _)| seen.row(job)).collect()
+    TRAINERS.iter().map(|trainer| seen.row(trainer.job)).collect()
 }
 
 fn observation(what: impl Into<String>, seen: bool, detail: impl Into<String>) -> Observation {
@@ -189,7 +190,7 @@ impl Seen<'_> {
                 |event| matches!(&event.what, What::Hold { pod, came: true, .. } if of(pod, job)),
             )
         };
-        let all: Option<Vec<usize>> = TRAINERS.iter().map(|(job, _)| held(job)).collect();
+        let all: Option<Vec<usize>> = TRAINERS.iter().map(|trainer| held(trainer.job)).collect();
         self.timed("the protected pods are held", all.and_then(|all| all.into_iter().max()))
     }
 
@@ -271,7 +272,7 @@ impl Seen<'_> {
         });
         let theirs = self.first(|event| {
             matches!(&event.what, What::Ending { pod, by, .. }
-                if by == "karpenter" && TRAINERS.iter().any(|(job, _)| of(pod, job)))
+                if by == "karpenter" && TRAINERS.iter().any(|trainer| of(pod, trainer.job)))
         });
         let held = taint.is_some() && theirs.is_none();
         self.timed_if("Karpenter's own drain begins, and finds the pods held", taint, held)
@@ -286,7 +287,7 @@ impl Seen<'_> {
     fn ended(&self, job: &str) -> Observation {
         let at = self.ending(job);
         let verb = at.map(|at| self.events[at].what.to_string());
-        if job == BEHIND_BUDGET {
+        if job == SLOW {
             let deleted = verb.as_deref().is_some_and(|verb| verb.starts_with("delete"));
             let left = at.map(|at| (self.noticed + LEAD).duration_since(self.events[at].at));
             // Its grace of 15 s and the margin of 5 s: the last moment at which it fits.

@@ -1,4 +1,4 @@
-//! Who plays in the demo: the world on loopback, and the programs as processes.
+//! Who plays in the process tier: the world on loopback, and the programs as processes.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -21,10 +21,6 @@ use tokio::task::JoinSet;
 use crate::chronicle::Chronicle;
 use crate::chronicle::Event;
 use crate::chronicle::What;
-use crate::demo::Options;
-use crate::demo::STATE_BYTES;
-use crate::demo::STEPS;
-use crate::demo::logs;
 use crate::processes::Processes;
 use crate::programs;
 use crate::scenario;
@@ -34,6 +30,7 @@ use crate::serve::Door;
 use crate::serve::Served;
 use crate::stage;
 use crate::wire;
+use crate::wire::Wire;
 use crate::world::World;
 use crate::world::behave::Behaviours;
 use crate::world::build;
@@ -48,38 +45,67 @@ use crate::world::runtime::Runtime;
 use crate::world::workloads::Diary;
 
 /// The node that is taken.
-pub(super) const NODE: &str = "gpu-1";
-/// The trainers, as lines of a stage: two share a GPU, the third has one of its own. The second is
-/// behind a budget that allows nothing, of a Job without failure policy, so that its successor is
-/// made while it still ends, and takes its time to end.
-pub(super) const TRAINERS: [(&str, &str); 3] = [
-    ("train-a", "hold on-signal grace 60s"),
-    ("train-b", "hold on-signal grace 30s pdb 0 no-failure-policy"),
-    ("train-c", "hold on-signal grace 30s"),
-];
-
-/// The trainer that takes its time to end.
-pub(super) const SLOW: &str = "train-b";
-/// How long it takes: what is usual for a program that gives a GPU back.
+pub const NODE: &str = "gpu-1";
+/// How long a program takes to end that has a GPU to give back.
 const TEARDOWN: Duration = Duration::from_secs(3);
+
+/// What is played.
+pub struct Play {
+    /// The nodes, as lines of a stage; the first is the one that is taken.
+    pub nodes: Vec<String>,
+    /// The trainers.
+    pub trainers: Vec<Trainer>,
+    /// Size of each trainer's state.
+    pub bytes: u64,
+    /// Steps that each takes in all, a step each tenth of a second.
+    pub steps: u64,
+    /// Size of a chunk and of a slot.
+    pub chunk: &'static str,
+    /// What lies between the programs and the bucket.
+    pub before_store: Box<dyn Fn(Wire, Agents) -> Wire + Send>,
+}
+
+/// One trainer.
+#[derive(Clone, Copy, Debug)]
+pub struct Trainer {
+    /// The name of its Job.
+    pub job: &'static str,
+    /// Options of the Job, as on a stage.
+    pub options: &'static str,
+    /// How it ends.
+    pub ends: Ends,
+}
+
+/// How long a trainer takes to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ends {
+    /// It ends at once.
+    AtOnce,
+    /// It takes three seconds.
+    Slowly,
+}
+
+/// The agents' processes, by node.
+pub type Agents = Arc<Mutex<BTreeMap<String, u32>>>;
+
+mod logs;
 
 /// Whether the API server and the queue can be reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Outage {
+pub enum Outage {
     /// From now on they cannot.
     Begins,
 }
 
 /// Everybody, and the world that they play in.
-pub(super) struct Cast {
+pub struct Cast {
     /// The world.
-    pub(super) world: World,
-    /// The instance that is taken.
-    pub(super) instance: String,
+    pub world: World,
     chronicle: Arc<Mutex<Chronicle>>,
-    options: Options,
+    programs: PathBuf,
+    jobs: Arc<Jobs>,
     control_plane: Vec<Served>,
-    _store: Arc<Served>,
+    _store: Served,
     controllers: Vec<Child>,
     tasks: JoinSet<()>,
 }
@@ -92,48 +118,68 @@ struct Addresses {
     metadata: Arc<Mutex<BTreeMap<String, Served>>>,
 }
 
-/// Runs the pods of the demo: each container with the command that belongs to it.
+/// What the trainers train.
+struct Jobs {
+    trainers: Vec<Trainer>,
+    bytes: u64,
+    steps: u64,
+    chunk: &'static str,
+}
+
+/// Runs the pods: each container with the command that belongs to it.
 struct Players {
     processes: Processes,
     programs: PathBuf,
     logs: PathBuf,
     addresses: Addresses,
+    jobs: Arc<Jobs>,
+    agents: Agents,
 }
 
 impl Cast {
-    /// Sets the stage and starts everybody.
-    pub(super) async fn new(
-        options: &Options,
+    /// Sets the stage and starts everybody; `programs` is the folder that the programs lie in.
+    pub async fn new(
+        programs: &Path,
         (folder, logs): (&Path, &Path),
+        play: Play,
     ) -> anyhow::Result<Self> {
         std::fs::create_dir_all(logs).context("no folder for the logs")?;
         let world = World::new(Clock::system(), 1);
         scenario::queues(&world);
-        set_stage(&world, folder)?;
-        let agents = serve::serve(wire::kube::wire(&world, "lifeboat-agent")).await?;
-        let store = Arc::new(serve::serve(wire::s3::s3(world.clone())).await?);
-        let metadata = Arc::new(Mutex::new(BTreeMap::new()));
-        let addresses = Addresses { kube: agents.url(), store: store.url(), metadata };
+        set_stage(&world, folder, &play)?;
+        let agents = Agents::default();
+        let kube = serve::serve(wire::kube::wire(&world, "lifeboat-agent")).await?;
+        let store = (play.before_store)(wire::s3::s3(world.clone()), Arc::clone(&agents));
+        let store = serve::serve(store).await?;
+        let addresses =
+            Addresses { kube: kube.url(), store: store.url(), metadata: Arc::default() };
         let diary = Diary::new(&world);
         let chronicle = Arc::new(Mutex::new(Chronicle::new(&world, &diary)));
         let mut tasks = JoinSet::new();
         tasks.spawn(crate::chronicle::follow(Arc::clone(&chronicle)));
         tasks.spawn(logs::follow(diary, logs.to_owned()));
+        let Play { trainers, bytes, steps, chunk, .. } = play;
+        let jobs = Arc::new(Jobs { trainers, bytes, steps, chunk });
         let players = Players {
             processes: Processes::new(logs),
-            programs: options.programs.clone(),
+            programs: programs.to_owned(),
             logs: logs.to_owned(),
             addresses: addresses.clone(),
+            jobs: Arc::clone(&jobs),
+            agents,
         };
         let mut behaviours = behaviours(players, folder).start(&world);
         tasks.spawn(async move { while behaviours.join_next().await.is_some() {} });
-        let instance = world.read(|state| {
-            state.machines.get(NODE).map(|machine| machine.instance.clone()).unwrap_or_default()
-        });
-        let (options, control_plane) = (options.clone(), vec![agents]);
-        let (controllers, _store) = (Vec::new(), store);
-        let mut cast =
-            Self { world, instance, chronicle, options, control_plane, _store, controllers, tasks };
+        let mut cast = Self {
+            world,
+            chronicle,
+            programs: programs.to_owned(),
+            jobs,
+            control_plane: vec![kube],
+            _store: store,
+            controllers: Vec::new(),
+            tasks,
+        };
         cast.start_controllers(&addresses, logs).await?;
         Ok(cast)
     }
@@ -148,7 +194,7 @@ impl Cast {
         for number in 0..2 {
             let name = format!("lifeboat-controller-{number}");
             let server = serve::serve(wire::kube::wire(&self.world, &name)).await?;
-            let mut environment = common(&server.url(), &addresses.store);
+            let mut environment = common(&server.url(), &addresses.store, self.jobs.chunk);
             environment.insert("LIFEBOAT_LEASE_IDENTITY", name.clone());
             environment.insert(
                 "LIFEBOAT_QUEUE_URL",
@@ -156,7 +202,7 @@ impl Cast {
             );
             environment.insert("LIFEBOAT_QUEUE_ENDPOINT", queue.url());
             let log = std::fs::File::create(logs.join(format!("{name}.log")))?;
-            let program = self.options.programs.join("lifeboat");
+            let program = self.programs.join("lifeboat");
             let child = Command::new(&program)
                 .arg("controller")
                 .envs(environment)
@@ -174,14 +220,29 @@ impl Cast {
     }
 
     /// Everything that happened so far.
-    pub(super) fn events(&self) -> Vec<Event> {
+    pub fn events(&self) -> Vec<Event> {
         let mut chronicle = self.chronicle.lock().unwrap_or_else(PoisonError::into_inner);
         chronicle.catch_up();
         chronicle.events().to_vec()
     }
 
+    /// The node that a pod of a Job was last bound to.
+    pub fn node_of(&self, job: &str) -> Option<String> {
+        self.events().iter().rev().find_map(|event| match &event.what {
+            What::Bound { pod, node } if pod.starts_with(job) => Some(node.clone()),
+            _ => None,
+        })
+    }
+
+    /// The instance of a node.
+    pub fn instance_of(&self, node: &str) -> String {
+        self.world.read(|state| {
+            state.machines.get(node).map(|machine| machine.instance.clone()).unwrap_or_default()
+        })
+    }
+
     /// Returns once all trainers train.
-    pub(super) async fn all_training(&self) {
+    pub async fn all_training(&self) {
         loop {
             let events = self.events();
             let trains = |name: &str| {
@@ -190,7 +251,7 @@ impl Cast {
                         if line.starts_with(name) && line.contains("trains"))
                 })
             };
-            if TRAINERS.iter().all(|(name, _)| trains(name)) {
+            if self.jobs.trainers.iter().all(|trainer| trains(trainer.job)) {
                 return;
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
@@ -198,28 +259,28 @@ impl Cast {
     }
 
     /// The API server and the queue go away.
-    pub(super) fn outage(&mut self, _: Outage) {
+    pub fn outage(&mut self, _: Outage) {
         self.control_plane.iter().for_each(|served| served.set(Door::Closed));
     }
 
     /// What each trainer's state has to be at its end: computed by runs that nothing interrupts.
-    pub(super) async fn reference_digests(&self) -> anyhow::Result<BTreeMap<String, String>> {
+    pub async fn reference_digests(&self) -> anyhow::Result<BTreeMap<String, String>> {
         let mut digests = BTreeMap::new();
-        for (name, _) in TRAINERS {
-            let output = Command::new(self.options.programs.join("examples/trainer"))
-                .args(trainer_arguments(name))
+        for trainer in &self.jobs.trainers {
+            let output = Command::new(self.programs.join("examples/trainer"))
+                .args(self.jobs.arguments(trainer.job))
                 .arg("--reference")
                 .output()
                 .await
                 .context("the reference run was not started")?;
             let digest = String::from_utf8_lossy(&output.stdout).trim().to_owned();
-            digests.insert(name.to_owned(), digest);
+            digests.insert(trainer.job.to_owned(), digest);
         }
         Ok(digests)
     }
 
     /// Ends everybody, and waits until they are gone.
-    pub(super) async fn end(mut self) {
+    pub async fn end(mut self) {
         self.tasks.shutdown().await;
         for child in &mut self.controllers {
             child.kill().await.ok();
@@ -228,7 +289,7 @@ impl Cast {
 }
 
 /// A pool of GPU types with four GPUs, each in two time slices; the node, and the trainers on it.
-fn set_stage(world: &World, folder: &Path) -> anyhow::Result<()> {
+fn set_stage(world: &World, folder: &Path, play: &Play) -> anyhow::Result<()> {
     let types = [("g5.12xlarge", 20_000), ("g6.12xlarge", 18_000)];
     let zones = ["us-east-2a", "us-east-2b"];
     world.update(|state| {
@@ -248,10 +309,11 @@ fn set_stage(world: &World, folder: &Path) -> anyhow::Result<()> {
     ];
     build::add_pool(world, stage::POOL, &requirements);
     stage::agents(world, 2);
-    let node = format!("node {NODE} type g5.12xlarge zone us-east-2a gpus 4 slices 2");
-    stage::put(world, folder, &line(&node))?;
-    for (name, options) in TRAINERS {
-        stage::put(world, folder, &line(&format!("job {name} {options}")))?;
+    for node in &play.nodes {
+        stage::put(world, folder, &line(node))?;
+    }
+    for Trainer { job, options, .. } in &play.trainers {
+        stage::put(world, folder, &line(&format!("job {job} {options}")))?;
     }
     Ok(())
 }
@@ -264,6 +326,7 @@ fn behaviours(players: Players, folder: &Path) -> Behaviours {
     let metadata = Arc::clone(&players.addresses.metadata);
     let mut behaviours = Behaviours::usual(Arc::new(players), folder);
     behaviours.kubelet = kubelet::Settings {
+        backoff: Duration::from_secs(1),
         beside: vec![
             Arc::new(move |world, node, _| {
                 serve_metadata(world, node, Arc::clone(&metadata)).boxed()
@@ -295,8 +358,9 @@ async fn serve_metadata(world: World, node: String, all: Arc<Mutex<BTreeMap<Stri
 }
 
 /// Settings that controller and agent share, as the environment carries them.
-fn common(kube: &str, store: &str) -> BTreeMap<&'static str, String> {
+fn common(kube: &str, store: &str, chunk: &str) -> BTreeMap<&'static str, String> {
     BTreeMap::from([
+        ("LIFEBOAT_STORE_CHUNK", chunk.to_owned()),
         ("LIFEBOAT_CLUSTER", "demo".to_owned()),
         ("LIFEBOAT_REGION", serve::REGION.to_owned()),
         ("LIFEBOAT_KUBERNETES_SERVER", kube.to_owned()),
@@ -309,20 +373,26 @@ fn common(kube: &str, store: &str) -> BTreeMap<&'static str, String> {
     ])
 }
 
-fn trainer_arguments(job: &str) -> Vec<String> {
-    let seed = TRAINERS.iter().position(|(name, _)| *name == job).unwrap_or(0) + 1;
-    let pairs = [
-        ("--name", job.to_owned()),
-        ("--seed", seed.to_string()),
-        ("--steps", STEPS.to_string()),
-        ("--bytes", STATE_BYTES.to_string()),
-    ];
-    pairs.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]).collect()
+impl Jobs {
+    fn arguments(&self, job: &str) -> Vec<String> {
+        let seed = self.trainers.iter().position(|trainer| trainer.job == job).unwrap_or(0) + 1;
+        let pairs = [
+            ("--name", job.to_owned()),
+            ("--seed", seed.to_string()),
+            ("--steps", self.steps.to_string()),
+            ("--bytes", self.bytes.to_string()),
+        ];
+        pairs.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]).collect()
+    }
+
+    fn is_slow(&self, job: &str) -> bool {
+        self.trainers.iter().any(|trainer| trainer.job == job && trainer.ends == Ends::Slowly)
+    }
 }
 
 impl Players {
     fn agent(&self, launch: &Launch) -> (Vec<String>, BTreeMap<&'static str, String>) {
-        let mut environment = common(&self.addresses.kube, &self.addresses.store);
+        let mut environment = common(&self.addresses.kube, &self.addresses.store, self.jobs.chunk);
         let metadata = self.addresses.metadata.lock().unwrap_or_else(PoisonError::into_inner);
         let endpoint = metadata.get(&launch.node).map(Served::url).unwrap_or_default();
         let library = launch.root.join(programs::NVML).join("libnvidia-ml.so.1");
@@ -332,6 +402,7 @@ impl Players {
             ("LIFEBOAT_AGENT_IMDS_ENDPOINT", endpoint),
             ("LIFEBOAT_AGENT_NVML_LIBRARY", library.display().to_string()),
             ("LIFEBOAT_AGENT_RING_BUDGET", "512MiB".to_owned()),
+            ("LIFEBOAT_AGENT_SLOT", self.jobs.chunk.to_owned()),
         ]);
         let program = self.programs.join("lifeboat").display().to_string();
         (vec![program, "agent".to_owned()], environment)
@@ -341,9 +412,9 @@ impl Players {
         let job = object::label(&launch.pod, stage::JOB_LABEL);
         let log = self.logs.join(format!("{}.jsonl", object::name(&launch.pod)));
         let mut words = vec![self.programs.join("examples/trainer").display().to_string()];
-        words.extend(trainer_arguments(job));
+        words.extend(self.jobs.arguments(job));
         words.extend(["--log".to_owned(), log.display().to_string()]);
-        if job == SLOW {
+        if self.jobs.is_slow(job) {
             words.extend(["--teardown".to_owned(), TEARDOWN.as_millis().to_string()]);
         }
         words
@@ -370,6 +441,12 @@ impl Runtime for Players {
             variables.extend(own);
             spec["env"] = json!(variables);
         }
-        self.processes.start(world, launch)
+        let node = launch.node.clone();
+        let started = self.processes.start(world, launch);
+        if container == programs::AGENT {
+            let mut agents = self.agents.lock().unwrap_or_else(PoisonError::into_inner);
+            agents.extend(started.pids().into_iter().map(|pid| (node.clone(), pid)));
+        }
+        started
     }
 }
