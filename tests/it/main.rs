@@ -21,6 +21,7 @@ mod names;
 mod nvml;
 mod program;
 mod s3_wire;
+mod sdk;
 mod served;
 mod sources;
 mod sqs_wire;

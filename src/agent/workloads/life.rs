@@ -309,6 +309,11 @@ impl Save {
         }
     }
 
+    /// Whether a rank has begun to hand over.
+    pub(super) fn has_begun(&self) -> bool {
+        matches!(&self.stage, Stage::HandingOver { begun, .. } if !begun.is_empty())
+    }
+
     fn checkpoint(&self) -> Checkpoint {
         match &self.stage {
             Stage::HandingOver { begun, .. } if self.is_storing() && !begun.is_empty() => {

@@ -74,6 +74,11 @@ impl Registry {
         let Some(life) = self.lives.get(&id) else { return };
         let wanted = self.wanted(life);
         match (&life.deed, &life.outcome) {
+            // It ended its work before it came to a safe point: there is no state to wait for.
+            (Deed::Saving(save), _) if !save.has_begun() && self.all_are(id, State::Finishing) => {
+                self.set(id, Deed::Nothing);
+                self.finish(id);
+            }
             (Deed::Saving(_), _) => self.gather(id),
             (Deed::Restoring { .. }, Outcome::Pending) => {
                 if wanted.is_some_and(|notice| notice.purpose != Purpose::Insurance) {
