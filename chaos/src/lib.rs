@@ -6,6 +6,7 @@ pub mod chronicle;
 pub mod demo;
 pub mod faults;
 pub mod kill;
+pub mod open;
 pub mod processes;
 pub mod programs;
 pub mod scenario;

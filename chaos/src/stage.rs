@@ -33,6 +33,12 @@ pub const JOB_LABEL: &str = "chaos.lifeboat.dev/job";
 
 /// Sets up what every scenario has.
 pub fn usual(world: &World, slices: u32) {
+    pool(world, slices);
+    agents(world, slices);
+}
+
+/// Karpenter's pool, and what it can buy.
+pub fn pool(world: &World, slices: u32) {
     build::add_offerings(world, slices);
     let within =
         |key: &str, values: &[&str]| json!({ "key": key, "operator": "In", "values": values });
@@ -42,7 +48,6 @@ pub fn usual(world: &World, slices: u32) {
         within("karpenter.sh/capacity-type", &["spot", "on-demand"]),
     ];
     build::add_pool(world, POOL, &requirements);
-    agents(world, slices);
 }
 
 /// The agent on every GPU node, and what states the slices of the pool's GPUs.

@@ -8,6 +8,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 use std::thread;
+use std::time::Duration;
 
 use lifeboat_checkpoint::region::Layout;
 use lifeboat_protocol::frame;
@@ -98,6 +99,13 @@ fn pair(peer: &Peer) -> (Program, Line, Events) {
 
 #[track_caller]
 fn contains(events: &Events, text: &str) {
+    // An event is told by the thread that listens, which may be later than the program goes on.
+    for _ in 0..100 {
+        if events.texts().iter().any(|line| line.contains(text)) {
+            return;
+        }
+        thread::sleep(Duration::from_millis(50));
+    }
     let texts = events.texts();
     assert!(texts.iter().any(|line| line.contains(text)), "no `{text}` in {texts:#?}");
 }
