@@ -146,8 +146,10 @@ impl<'a> Conversation<'a> {
 
     fn greet(&self) -> Result<(), Lost> {
         let settings = &self.shared.settings;
-        let (parked, terminating) =
-            self.shared.change(|state| (state.parked.clone(), state.terminating.is_some()));
+        let (parked, terminating, again) = self.shared.change(|state| {
+            let again = state.greeting == Greeting::Welcome;
+            (state.parked.clone(), state.terminating.is_some(), again)
+        });
         let hello = Hello {
             version: VERSION,
             sdk: concat!("lifeboat-sdk ", env!("CARGO_PKG_VERSION")).to_owned(),
@@ -159,7 +161,7 @@ impl<'a> Conversation<'a> {
             local_world: settings.rank.local_world,
             pid: std::process::id(),
             step: self.shared.step(),
-            again: self.generation > 1,
+            again,
             parked,
             terminating,
         };
@@ -258,8 +260,8 @@ impl<'a> Conversation<'a> {
             return self.greeted(Greeting::Refused(reason));
         }
         self.shared.observe(&Event::Connected { agent: welcome.agent });
-        let first = self.generation == 1 && self.shared.step().is_none();
         self.shared.change(|state| {
+            let first = state.greeting != Greeting::Welcome;
             state.greeting = Greeting::Welcome;
             if first {
                 state.park = welcome.park;
