@@ -11,7 +11,6 @@ const TYPES: &[(&str, &[&str])] = &[
         "crates/domain/src",
         &[
             "enum Checkpoint",
-            "enum Outcome",
             "enum Reason",
             "enum Slice",
             "fn drain",
@@ -26,6 +25,7 @@ const TYPES: &[(&str, &[&str])] = &[
             "struct Step",
         ],
     ),
+    ("src/controller", &["enum Outcome"]),
     ("src/crd", &["struct NodeInterruptionSpec", "struct WorkloadCheckpointSpec"]),
     ("sdk/rust/src", &["struct Boat", "fn step", "fn safe_point", "fn restore", "fn finish"]),
     ("crates/checkpoint/src", &["struct Manifest"]),
