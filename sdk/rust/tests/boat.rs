@@ -1,5 +1,5 @@
 //! The contract of a boat, against an agent's end spoken by hand.
-#![allow(clippy::unwrap_used, reason = "clippy does not see helpers here as tests")]
+#![allow(clippy::unwrap_used, reason = "clippy does not see functions here as tests")]
 
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;

@@ -1,5 +1,5 @@
 //! SIGTERM, for real: a child process, its exit code, and what its agent saw before.
-#![allow(clippy::unwrap_used, reason = "clippy does not see helpers here as tests")]
+#![allow(clippy::unwrap_used, reason = "clippy does not see functions here as tests")]
 
 use std::io::BufRead;
 use std::io::BufReader;
