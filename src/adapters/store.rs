@@ -41,7 +41,7 @@ const NAMES_MAX: usize = 100_000;
 /// Bytes above which hashing leaves the async thread.
 const INLINE_MAX: usize = 1 << 20;
 
-/// A bucket, reached through object_store.
+/// A bucket, reached through `object_store`.
 #[derive(Clone, Debug)]
 pub struct Store {
     bucket: Arc<dyn ObjectStore>,
@@ -133,7 +133,7 @@ impl Classify for StoreError {
 }
 
 impl Store {
-    /// A store over any object_store client.
+    /// A store over any `object_store` client.
     pub fn new(bucket: Arc<dyn ObjectStore>, clock: Clock, offload: Offload) -> Self {
         Self { bucket, clock, offload }
     }
@@ -288,11 +288,18 @@ fn pauses() -> impl Iterator<Item = Duration> {
 fn refusal(path: &Path, source: object_store::Error) -> StoreError {
     use object_store::Error;
     let path = path.clone();
-    match source {
-        Error::NotFound { .. } => StoreError::Missing { path },
-        Error::Generic { .. } | Error::AlreadyExists { .. } | Error::JoinError { .. } => {
-            StoreError::Unreached { path, source }
-        }
-        _ => StoreError::Refused { path, source },
+    if matches!(source, Error::NotFound { .. }) {
+        return StoreError::Missing { path };
+    }
+    // Everything that the client has no name for: no answer, 429, 5xx. 409 is said while another
+    // create is under way.
+    let may_be_repeated = matches!(
+        source,
+        Error::Generic { .. } | Error::AlreadyExists { .. } | Error::JoinError { .. }
+    );
+    if may_be_repeated {
+        StoreError::Unreached { path, source }
+    } else {
+        StoreError::Refused { path, source }
     }
 }

@@ -128,13 +128,13 @@ impl Sender {
         let encoded = wire::encode(frame, usize::from(descriptor.is_some()));
         let bytes = encoded.map_err(|source| SocketError::Frame { source })?;
         let mut beside = descriptor.as_slice();
-        let mut sent = 0;
-        while sent < bytes.len() {
+        let mut done = 0;
+        while done < bytes.len() {
             self.stream.writable().await.map_err(failed("written"))?;
-            let send = || fd::send(self.stream.as_fd(), &bytes[sent..], beside);
+            let send = || fd::send(self.stream.as_fd(), &bytes[done..], beside);
             match self.stream.try_io(Interest::WRITABLE, send) {
                 Ok(count) => {
-                    sent += count;
+                    done += count;
                     beside = &[];
                 }
                 Err(error) if may_be_repeated(&error) => (),

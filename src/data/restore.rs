@@ -26,7 +26,7 @@ use crate::error::Classify;
 use crate::offload::Offload;
 
 /// How long one object is tried for before the restore begins again.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_mins(1);
 
 /// How long past its deadline an instance needs no other proof that it is gone.
 pub const PAST_DEADLINE: Duration = Duration::from_secs(30);

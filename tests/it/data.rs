@@ -1,4 +1,5 @@
 //! The path from a workload's memory to the bucket and back, against a bucket in memory.
+#![allow(clippy::wildcard_imports, reason = "the peer speaks every frame there is")]
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -142,13 +143,6 @@ impl Node {
         self.workloads.ask(&uid(pod), Notice { purpose, deadline });
     }
 
-    /// Does what the node's plan does: asks, and lets store whoever has handed over.
-    async fn interrupt(&self, pod: &str) {
-        self.ask(pod, Purpose::Interruption, Some(120));
-        self.until(pod, |known| matches!(known.session, Session::HandedOver { .. })).await;
-        self.workloads.save(&uid(pod));
-    }
-
     fn history(&self) -> History {
         let owner = Owner { cluster: "blue".into(), namespace: "ml".into(), job_key: "job".into() };
         History::new(self.store.clone(), "ckpt", owner).unwrap()
@@ -173,30 +167,25 @@ struct Peer {
     ring: Option<(Shape, OwnedFd)>,
     state: Vec<u8>,
     step: u64,
+    /// The save that is due.
+    save: u64,
 }
 
 impl Peer {
     async fn connect(socket: &PathBuf, hello: Hello) -> Self {
         let line = Line::connect(socket).await.unwrap();
         let (rank, step) = (hello.rank, hello.step.unwrap_or(0));
-        let mut peer = Self { line, rank, ring: None, state: Vec::new(), step };
+        let mut peer = Self { line, rank, ring: None, state: Vec::new(), step, save: 0 };
         peer.say(FromWorkload::Hello(hello)).await;
         peer
     }
 
     /// Connects, is welcome, and begins with nothing.
-    async fn fresh(node: &Node, socket: &PathBuf) -> Self {
+    async fn fresh(socket: &PathBuf) -> Self {
         let mut peer = Self::connect(socket, hello(0, 1)).await;
         peer.register().await;
         peer.say(FromWorkload::Restore(Restore { newer_than: None })).await;
-        let nothing = peer
-            .expect(|frame| match frame {
-                ToWorkload::NothingToRestore(nothing) => Some(nothing),
-                _ => None,
-            })
-            .await;
-        assert!(nothing.epoch > 0);
-        let _ = node;
+        assert!(peer.expect(nothing_to_restore).await.epoch > 0);
         peer
     }
 
@@ -234,6 +223,7 @@ impl Peer {
             })
             .await;
         let ready = Ready { save: prepare.save, step: self.step, parked: false };
+        self.save = prepare.save;
         self.say(FromWorkload::Ready(ready)).await;
         self.expect(|frame| match frame {
             ToWorkload::SaveAt(at) => Some(at),
@@ -247,21 +237,19 @@ impl Peer {
         self.say(FromWorkload::SaveBegin(begin)).await;
     }
 
-    /// Hands the state of its step over by the ring, and waits until it is taken.
-    async fn hand_over(&mut self, at: &SaveAt) {
-        self.begin(at).await;
+    /// Fills the ring that it is lent until all of its state went through it.
+    async fn fill(&mut self, at: &SaveAt) {
         self.expect(|frame| matches!(frame, ToWorkload::Lend(_)).then_some(())).await;
         let regions = layout(STATE).regions;
         let slots = self.ring.as_ref().unwrap().0.slots();
         let mut free: Vec<u32> = (0..slots).rev().collect();
         for cut in cuts(&regions, at.chunk_bytes) {
             while free.is_empty() {
-                let slot = self
-                    .expect(|frame| match frame {
-                        ToWorkload::Freed(freed) => Some(freed.slot),
-                        _ => None,
-                    })
-                    .await;
+                let freed = |frame| match frame {
+                    ToWorkload::Freed(freed) => Some(freed.slot),
+                    _ => None,
+                };
+                let slot = self.expect(freed).await;
                 free.push(slot);
             }
             let slot = free.pop().unwrap();
@@ -271,6 +259,22 @@ impl Peer {
             let (offset, bytes) = (cut.offset, cut.bytes);
             self.say(FromWorkload::Filled(Filled { save: at.save, slot, offset, bytes })).await;
         }
+        self.say(FromWorkload::SaveEnd(SaveEnd { save: at.save, bytes: STATE })).await;
+    }
+
+    /// Hands the state of its step over in two files.
+    async fn give(&mut self, at: &SaveAt) {
+        self.begin(at).await;
+        let half = STATE / 2;
+        let files = [0..half, half..STATE].map(|part| {
+            let file = rustix::fs::memfd_create("part", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+            rustix::io::pwrite(&file, &contents(self.rank, self.step, part), 0).unwrap();
+            file
+        });
+        let piece = |descriptor: u32, offset, bytes| Piece { descriptor, from: 0, offset, bytes };
+        let pieces = vec![piece(0, 0, half), piece(1, half, STATE - half)];
+        let given = FromWorkload::Given(Given { save: at.save, pieces });
+        self.line.say(&given, &[files[0].as_fd(), files[1].as_fd()]).await.unwrap();
         self.say(FromWorkload::SaveEnd(SaveEnd { save: at.save, bytes: STATE })).await;
     }
 
@@ -361,7 +365,7 @@ fn as_bucket(bucket: &Arc<Counting>) -> Arc<dyn ObjectStore> {
 /// A trainer on `pod` that began with nothing and has done ten steps.
 async fn trainer(node: &Node, pod: &str) -> Peer {
     let socket = node.publish(pod);
-    let mut peer = Peer::fresh(node, &socket).await;
+    let mut peer = Peer::fresh(&socket).await;
     peer.step = 10;
     peer
 }
@@ -390,47 +394,461 @@ async fn a_state_is_durable_and_goes_on_elsewhere_after_the_proof() {
     assert!(matches!(waiting, Restores::Waiting { from, .. } if from == uid("old")));
 
     // Then the state is committed.
-    let mut again = Peer { line: peer.line, ..peer };
     old.workloads.save(&uid("old"));
-    again.expect(|frame| matches!(frame, ToWorkload::Lend(_)).then_some(())).await;
-    drop_and_fill(&mut again, &at).await;
-    again.taken().await;
-    let durable = again.durable().await;
+    peer.fill(&at).await;
+    peer.taken().await;
+    let durable = peer.durable().await;
     assert_eq!((durable.epoch, durable.step, durable.bytes), (2, 10, STATE));
     let known = old.until("old", |known| known.checkpoint.is_durable()).await;
     assert_eq!(known.quiet, Quiet::Parked);
 
     // It has the state, and waits for the proof.
     tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!(new.newest().await.unwrap().epoch, 2);
     new.workloads.allow_restore(&uid("new"), Proof::Released);
-    let (step, proof) = successor.restored().await;
-    assert_eq!((step, proof.as_str()), (10, "Released"));
+    assert_eq!(successor.restored().await, (10, "Released".to_owned()));
     let claim = new.newest().await.unwrap();
     assert_eq!((claim.epoch, claim.kind, claim.parent), (3, Kind::Claim, Some(2)));
     assert_eq!(claim.holder.pod, "new");
 }
 
-/// Fills what `hand_over` fills, after the beginning was said.
-async fn drop_and_fill(peer: &mut Peer, at: &SaveAt) {
-    let regions = layout(STATE).regions;
-    let slots = peer.ring.as_ref().unwrap().0.slots();
-    let mut free: Vec<u32> = (0..slots).rev().collect();
-    for cut in cuts(&regions, at.chunk_bytes) {
-        while free.is_empty() {
-            let freed = peer
-                .expect(|frame| match frame {
-                    ToWorkload::Freed(freed) => Some(freed.slot),
-                    _ => None,
-                })
-                .await;
-            free.push(freed);
-        }
-        let slot = free.pop().unwrap();
-        let bytes = contents(peer.rank, peer.step, cut.offset..cut.offset + cut.bytes);
-        let (shape, ring) = peer.ring.as_ref().unwrap();
-        rustix::io::pwrite(ring, &bytes, shape.offset(slot).unwrap()).unwrap();
-        let (offset, bytes) = (cut.offset, cut.bytes);
-        peer.say(FromWorkload::Filled(Filled { save: at.save, slot, offset, bytes })).await;
+#[tokio::test(start_paused = true)]
+async fn without_proof_the_gate_opens_thirty_seconds_past_the_deadline() {
+    let (bucket, clock) = world();
+    let old = Node::new("gpu-1", &as_bucket(&bucket), &clock);
+    let mut peer = trainer(&old, "old").await;
+    save(&old, "old", &mut peer).await;
+    let deadline = old.newest().await.unwrap().deadline.unwrap().parse::<Timestamp>().unwrap();
+
+    let new = Node::new("gpu-2", &as_bucket(&bucket), &clock);
+    let mut successor = waiting(&new, "new").await;
+    assert_eq!(successor.restored().await, (10, "PastDeadline".to_owned()));
+    let late = clock.now().duration_since(deadline).as_secs();
+    assert!((30..32).contains(&late), "{late} s past the deadline");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_zombie_that_commits_late_is_refused() {
+    let (bucket, clock) = world();
+    let old = Node::new("gpu-1", &as_bucket(&bucket), &clock);
+    let mut peer = trainer(&old, "old").await;
+    old.ask("old", Purpose::Interruption, Some(120));
+    let at = peer.due().await;
+    peer.begin(&at).await;
+
+    let new = Node::new("gpu-2", &as_bucket(&bucket), &clock);
+    let mut successor = waiting(&new, "new").await;
+    new.workloads.allow_restore(&uid("new"), Proof::InstanceGone);
+    let nothing = successor.expect(nothing_to_restore).await;
+    assert_eq!(nothing.epoch, 2);
+
+    old.until("old", |known| known.session != Session::Open).await;
+    old.workloads.save(&uid("old"));
+    peer.fill(&at).await;
+    let failed = peer.expect(save_failed).await;
+    assert_eq!(failed.why, Failure::Superseded);
+    let why = FailReason::Superseded;
+    old.until("old", |known| known.checkpoint == Checkpoint::Failed { why }).await;
+    assert_eq!(new.newest().await.unwrap().epoch, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_second_holder_is_refused_unless_the_first_is_going() {
+    let (bucket, clock) = world();
+    let node = Node::new("gpu-1", &as_bucket(&bucket), &clock);
+    let _first = trainer(&node, "first").await;
+    let socket = node.publish("second");
+    let in_use = |frame| match frame {
+        ToWorkload::KeyInUse(in_use) => Some(in_use),
+        _ => None,
+    };
+    let mut second = Peer::connect(&socket, hello(0, 1)).await;
+    let refused = second.expect(in_use).await;
+    assert_eq!((refused.holder.as_str(), refused.wait), ("ml/first", false));
+    assert!(second.line.hear().await.is_err());
+
+    node.ask("first", Purpose::Ending, Some(30));
+    node.until("first", |known| known.asked != Asked::Nothing).await;
+    let mut second = Peer::connect(&socket, hello(0, 1)).await;
+    assert!(second.expect(in_use).await.wait);
+}
+
+#[tokio::test(start_paused = true)]
+async fn ranks_agree_on_the_step_after_the_furthest() {
+    let (bucket, clock) = world();
+    let node = Node::new("gpu-1", &as_bucket(&bucket), &clock);
+    let socket = node.publish("gang");
+    let mut ranks = Vec::new();
+    for (rank, step) in [(0, 10), (1, 12)] {
+        let mut peer = Peer::connect(&socket, hello(rank, 2)).await;
+        peer.register().await;
+        peer.say(FromWorkload::Restore(Restore { newer_than: None })).await;
+        peer.step = step;
+        ranks.push(peer);
     }
+    for peer in &mut ranks {
+        assert_eq!(peer.expect(nothing_to_restore).await.epoch, 1);
+    }
+    node.ask("gang", Purpose::Interruption, Some(120));
+    let [zero, one] = &mut ranks[..] else { panic!() };
+    let (at, other) = futures::join!(zero.due(), one.due());
+    assert_eq!((at.step, other.step), (Some(13), Some(13)));
+    assert_eq!((at.skip_replicated, other.skip_replicated), (false, true));
+    for (peer, at) in [(zero, at), (one, other)] {
+        peer.step = 13;
+        peer.begin(&at).await;
+        let whole = |known: &Known| known.session == Session::HandedOver { bytes: Some(2 * STATE) };
+        if peer.rank == 1 {
+            node.until("gang", whole).await;
+            node.workloads.save(&uid("gang"));
+        }
+    }
+    let saves: Vec<_> = ranks
+        .iter_mut()
+        .map(|peer| async {
+            let at = SaveAt { save: peer.save, chunk_bytes: CHUNK, ..SaveAt::default() };
+            peer.fill(&at).await;
+            peer.durable().await
+        })
+        .collect();
+    for durable in futures::future::join_all(saves).await {
+        assert_eq!((durable.epoch, durable.step, durable.bytes), (2, 13, 2 * STATE));
+    }
+    check_whole(&node).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_lies_in_files_is_saved_though_the_workload_dies() {
+    let (bucket, clock) = world();
+    let node = Node::new("gpu-1", &as_bucket(&bucket), &clock);
+    let mut peer = trainer(&node, "old").await;
+    node.ask("old", Purpose::Interruption, Some(120));
+    let at = peer.due().await;
+    peer.give(&at).await;
+    node.until("old", |known| known.session != Session::Open).await;
+    drop(peer);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    node.workloads.save(&uid("old"));
+    node.until("old", |known| known.checkpoint.is_durable()).await;
+    check_whole(&node).await;
+
+    let new = Node::new("gpu-2", &as_bucket(&bucket), &clock);
+    let mut successor = waiting(&new, "new").await;
+    new.workloads.allow_restore(&uid("new"), Proof::ContainersEnded);
+    assert_eq!(successor.restored().await.0, 10);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_workload_that_dies_before_its_last_byte_is_taken_is_lost() {
+    let (bucket, clock) = world();
+    let node = Node::new("gpu-1", &as_bucket(&bucket), &clock);
+    let mut peer = trainer(&node, "old").await;
+    node.ask("old", Purpose::Interruption, Some(120));
+    let at = peer.due().await;
+    peer.begin(&at).await;
+    drop(peer);
+    let why = FailReason::WorkloadGone;
+    node.until("old", |known| known.checkpoint == Checkpoint::Failed { why }).await;
+    assert_eq!(node.newest().await.unwrap().kind, Kind::Claim);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_save_for_insurance_lets_the_workload_go_on() {
+    let (bucket, clock) = world();
+    let node = Node::new("gpu-1", &as_bucket(&bucket), &clock);
+    let mut peer = trainer(&node, "old").await;
+    node.ask("old", Purpose::Insurance, None);
+    let at = peer.due().await;
+    peer.begin(&at).await;
+    node.until("old", |known| known.session != Session::Open).await;
+    node.workloads.save(&uid("old"));
+    peer.fill(&at).await;
+    assert_eq!(peer.durable().await.epoch, 2);
+    let known = node.until("old", |known| known.insurance.is_some()).await;
+    assert_eq!((known.checkpoint, known.asked), (Checkpoint::Idle, Asked::Nothing));
+    assert_eq!(known.quiet, Quiet::Running);
+
+    // Chunks that the last epoch names are not stored again, and zeros never are.
+    let chunks = |bucket: &Counting| {
+        bucket.written().iter().filter(|path| path.contains("/chunks/")).count()
+    };
+    assert_eq!(chunks(&bucket), 4);
+    save(&node, "old", &mut peer).await;
+    assert_eq!(chunks(&bucket), 4);
+    assert_eq!(node.newest().await.unwrap().epoch, 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_called_off_goes_on_and_can_be_saved_again() {
+    let (bucket, clock) = world();
+    let node = Node::new("gpu-1", &as_bucket(&bucket), &clock);
+    let mut peer = trainer(&node, "old").await;
+    node.ask("old", Purpose::Interruption, Some(120));
+    let at = peer.due().await;
+    peer.begin(&at).await;
+    node.until("old", |known| known.session != Session::Open).await;
+    node.workloads.call_off(&uid("old"));
+    peer.expect(|frame| matches!(frame, ToWorkload::CallOff(_)).then_some(())).await;
+    let known = node.until("old", |known| known.asked == Asked::Nothing).await;
+    assert_eq!((known.checkpoint, known.quiet), (Checkpoint::Idle, Quiet::Running));
+    peer.step = 11;
+    save(&node, "old", &mut peer).await;
+    assert_eq!(node.newest().await.unwrap().step, 11);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_says_hello_on_an_interrupted_node_is_parked_at_once() {
+    let (bucket, clock) = world();
+    let node = Node::new("gpu-1", &as_bucket(&bucket), &clock);
+    let socket = node.publish("late");
+    node.ask("late", Purpose::Interruption, Some(120));
+    node.until("late", |known| known.asked != Asked::Nothing).await;
+    let mut peer = Peer::connect(&socket, hello(0, 1)).await;
+    let welcome = |frame| match frame {
+        ToWorkload::Welcome(welcome) => Some(welcome),
+        _ => None,
+    };
+    assert_eq!(peer.expect(welcome).await.park.unwrap().cause, Cause::Interruption);
+    let known = node.until("late", |known| known.checkpoint.is_durable()).await;
+    assert_eq!(known.quiet, Quiet::Parked);
+    peer.say(FromWorkload::Terminating(Terminating { step: None })).await;
+    peer.expect(|frame| matches!(frame, ToWorkload::Leave(_)).then_some(())).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_resumed_after_the_end() {
+    let (bucket, clock) = world();
+    let node = Node::new("gpu-1", &as_bucket(&bucket), &clock);
+    let mut peer = trainer(&node, "old").await;
+    peer.say(FromWorkload::Finish(Finish { step: 10 })).await;
+    let finished = |frame| match frame {
+        ToWorkload::Finished(finished) => Some(finished),
+        _ => None,
+    };
+    assert_eq!(peer.expect(finished).await.epoch, 2);
+    let newest = node.newest().await.unwrap();
+    assert_eq!((newest.kind, newest.step), (Kind::Finished, 10));
+
+    let new = Node::new("gpu-2", &as_bucket(&bucket), &clock);
+    let mut next = waiting(&new, "new").await;
+    let nothing = next.expect(nothing_to_restore).await;
+    assert_eq!((nothing.reason.as_str(), nothing.epoch), ("the work is finished", 3));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_life_that_an_agents_restart_interrupts_is_saved_all_the_same() {
+    let (bucket, clock) = world();
+    let first = Node::new("gpu-1", &as_bucket(&bucket), &clock);
+    let peer = trainer(&first, "old").await;
+    drop((first, peer));
+    let second = Node::new("gpu-1", &as_bucket(&bucket), &clock);
+    let socket = second.publish("old");
+    let mut peer = Peer::connect(&socket, again(0, 1, 11)).await;
+    peer.register().await;
+    save(&second, "old", &mut peer).await;
+    let newest = second.newest().await.unwrap();
+    assert_eq!((newest.epoch, newest.step, newest.kind), (2, 11, Kind::Save));
+
+    // A third agent finds it parked where it is saved, and asks for nothing again.
+    drop((second, peer));
+    let third = Node::new("gpu-1", &as_bucket(&bucket), &clock);
+    let socket = third.publish("old");
+    let parked = Parked { step: 11, save: Some(1), taken: true, epoch: Some(2) };
+    let mut peer = Peer::connect(&socket, Hello { parked: Some(parked), ..again(0, 1, 11) }).await;
+    peer.register().await;
+    third.ask("old", Purpose::Interruption, Some(60));
+    third.until("old", |known| known.checkpoint.is_durable()).await;
+    assert_eq!(third.newest().await.unwrap().epoch, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_silent_pod_is_remembered_by_the_bucket() {
+    let (bucket, clock) = world();
+    let first = Node::new("gpu-1", &as_bucket(&bucket), &clock);
+    let mut peer = trainer(&first, "old").await;
+    save(&first, "old", &mut peer).await;
+    drop((first, peer));
+    let second = Node::new("gpu-1", &as_bucket(&bucket), &clock);
+    second.publish("old");
+    let known = second.until("old", |known| known.checkpoint.is_durable()).await;
+    assert_eq!(known.session, Session::None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_that_dies_between_any_two_writes_leaves_a_whole_checkpoint_or_none() {
+    let whole = writes_of_a_save().await;
+    assert_eq!(whole, 6);
+    for survived in 0..=whole {
+        let (bucket, clock) = world();
+        let node = Node::new("gpu-1", &as_bucket(&bucket), &clock);
+        let mut peer = trainer(&node, "old").await;
+        bucket.stop_after(survived);
+        node.ask("old", Purpose::Interruption, Some(120));
+        let at = peer.due().await;
+        peer.begin(&at).await;
+        node.until("old", |known| known.session != Session::Open).await;
+        node.workloads.save(&uid("old"));
+        let filled = tokio::time::timeout(Duration::from_secs(2), peer.fill(&at)).await;
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        assert!(filled.is_ok() || survived < whole);
+        drop(node);
+        bucket.stop_after(u64::MAX);
+
+        let again_there = Node::new("gpu-1", &as_bucket(&bucket), &clock);
+        let newest = again_there.newest().await.unwrap();
+        let expected = if survived == whole { Kind::Save } else { Kind::Claim };
+        assert_eq!(newest.kind, expected, "after {survived} writes");
+        check_whole(&again_there).await;
+
+        // The trainer is parked, comes back, and its state is taken again.
+        let socket = again_there.publish("old");
+        let parked = Parked { step: 10, save: Some(at.save), taken: false, epoch: None };
+        let mut peer =
+            Peer::connect(&socket, Hello { parked: Some(parked), ..again(0, 1, 10) }).await;
+        peer.step = 10;
+        peer.register().await;
+        again_there.ask("old", Purpose::Interruption, Some(60));
+        if expected == Kind::Claim {
+            let at = peer.due().await;
+            peer.begin(&at).await;
+            again_there.until("old", |known| known.session != Session::Open).await;
+            again_there.workloads.save(&uid("old"));
+            peer.fill(&at).await;
+            peer.durable().await;
+        }
+        again_there.until("old", |known| known.checkpoint.is_durable()).await;
+        let newest = again_there.newest().await.unwrap();
+        assert_eq!((newest.epoch, newest.step), (2, 10), "after {survived} writes");
+        check_whole(&again_there).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lying_workload_is_an_error_for_itself_alone() {
+    let (bucket, clock) = world();
+    let node = Node::new("gpu-1", &as_bucket(&bucket), &clock);
+    let mut honest = trainer(&node, "honest").await;
+    let lies: [(&str, fn(u64) -> FromWorkload); 4] = [
+        ("slot", |save| FromWorkload::Filled(Filled { save, slot: 99, offset: 0, bytes: 4096 })),
+        ("large", |save| {
+            FromWorkload::Filled(Filled { save, slot: 0, offset: 0, bytes: u64::MAX })
+        }),
+        ("twice", |save| FromWorkload::Filled(Filled { save, slot: 0, offset: STATE, bytes: 1 })),
+        ("short", |save| FromWorkload::SaveEnd(SaveEnd { save, bytes: 0 })),
+    ];
+    for (name, lie) in lies {
+        let socket = node.publish_with(name, &[("lifeboat.dev/job-key", name)]);
+        let mut peer = Peer::connect(&socket, hello(0, 1)).await;
+        peer.register().await;
+        peer.say(FromWorkload::Restore(Restore { newer_than: None })).await;
+        peer.expect(nothing_to_restore).await;
+        node.ask(name, Purpose::Interruption, Some(120));
+        let at = peer.due().await;
+        peer.begin(&at).await;
+        node.until(name, |known| known.session != Session::Open).await;
+        node.workloads.save(&uid(name));
+        peer.expect(|frame| matches!(frame, ToWorkload::Lend(_)).then_some(())).await;
+        peer.say(lie(at.save)).await;
+        peer.expect(save_failed).await;
+        node.until(name, |known| matches!(known.checkpoint, Checkpoint::Failed { .. })).await;
+    }
+    save(&node, "honest", &mut honest).await;
+    check_whole(&node).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_file_that_is_shorter_than_it_says_is_refused() {
+    let (bucket, clock) = world();
+    let node = Node::new("gpu-1", &as_bucket(&bucket), &clock);
+    let mut peer = trainer(&node, "old").await;
+    node.ask("old", Purpose::Interruption, Some(120));
+    let at = peer.due().await;
+    peer.begin(&at).await;
+    let file = rustix::fs::memfd_create("short", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+    rustix::fs::ftruncate(&file, STATE - 1).unwrap();
+    let pieces = vec![Piece { descriptor: 0, from: 0, offset: 0, bytes: STATE }];
+    let given = FromWorkload::Given(Given { save: at.save, pieces });
+    peer.line.say(&given, &[file.as_fd()]).await.unwrap();
     peer.say(FromWorkload::SaveEnd(SaveEnd { save: at.save, bytes: STATE })).await;
+    node.until("old", |known| known.session != Session::Open).await;
+    node.workloads.save(&uid("old"));
+    assert_eq!(peer.expect(save_failed).await.why, Failure::HandOver);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_says_nothing_or_nonsense_is_cut_off() {
+    let (bucket, clock) = world();
+    let node = Node::new("gpu-1", &as_bucket(&bucket), &clock);
+    let socket = node.publish("odd");
+    let mut mute = Line::connect(&socket).await.unwrap();
+    assert!(mute.hear().await.is_err());
+    let mut rude = Line::connect(&socket).await.unwrap();
+    rude.say(&FromWorkload::Restore(Restore { newer_than: None }), &[]).await.unwrap();
+    assert!(rude.hear().await.is_err());
+    let mut odd = Line::connect(&socket).await.unwrap();
+    odd.say(&FromWorkload::Hello(hello(7, 4)), &[]).await.unwrap();
+    assert!(matches!(odd.hear().await.unwrap().0, ToWorkload::Refused(_)));
+}
+
+/// Waits in its restore.
+async fn waiting(node: &Node, pod: &str) -> Peer {
+    let socket = node.publish(pod);
+    let mut peer = Peer::connect(&socket, hello(0, 1)).await;
+    peer.register().await;
+    peer.say(FromWorkload::Restore(Restore { newer_than: None })).await;
+    node.until(pod, |known| known.session == Session::Open).await;
+    peer
+}
+
+/// Saves a workload where it stands.
+async fn save(node: &Node, pod: &str, peer: &mut Peer) {
+    node.ask(pod, Purpose::Interruption, Some(120));
+    let at = peer.due().await;
+    peer.begin(&at).await;
+    node.until(pod, |known| known.session != Session::Open).await;
+    node.workloads.save(&uid(pod));
+    peer.fill(&at).await;
+    peer.durable().await;
+    node.until(pod, |known| known.checkpoint.is_durable()).await;
+}
+
+async fn writes_of_a_save() -> u64 {
+    let (bucket, clock) = world();
+    let node = Node::new("gpu-1", &as_bucket(&bucket), &clock);
+    let mut peer = trainer(&node, "old").await;
+    let before = bucket.writes();
+    save(&node, "old", &mut peer).await;
+    bucket.writes() - before
+}
+
+/// Every chunk that the newest state names can be read, and is what it is named.
+async fn check_whole(node: &Node) {
+    let history = node.history();
+    let by = Deadline::after(node.clock.now(), Duration::from_secs(60));
+    let newest = node.newest().await.unwrap();
+    let Some(epoch) = newest.restores_from() else { return };
+    let manifest = history.read(epoch, by).await.unwrap().unwrap();
+    for rank in 0..manifest.world {
+        let stored = history.read_rank(&manifest, rank, by).await.unwrap();
+        for chunk in stored.chunks {
+            let Some(digest) = chunk.digest() else { continue };
+            let path = object_store::path::Path::from(history.keys().chunk(digest));
+            history.store().read_chunk(&path, chunk, by).await.unwrap();
+        }
+    }
+}
+
+fn nothing_to_restore(frame: ToWorkload) -> Option<NothingToRestore> {
+    match frame {
+        ToWorkload::NothingToRestore(nothing) => Some(nothing),
+        ToWorkload::RestoreFailed(failed) => panic!("{failed:?}"),
+        _ => None,
+    }
+}
+
+fn save_failed(frame: ToWorkload) -> Option<SaveFailed> {
+    match frame {
+        ToWorkload::SaveFailed(failed) => Some(failed),
+        _ => None,
+    }
 }

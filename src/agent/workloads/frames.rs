@@ -141,10 +141,8 @@ pub(super) fn fail_reason(error: &SaveError) -> FailReason {
         Failure::Store | Failure::Damaged => FailReason::Store,
         Failure::Superseded => FailReason::Superseded,
         Failure::HandOver => FailReason::Refused,
-        Failure::Rank => match error {
-            SaveError::Steps => FailReason::Disagreed,
-            _ => FailReason::WorkloadGone,
-        },
+        Failure::Rank if matches!(error, SaveError::Steps) => FailReason::Disagreed,
+        Failure::Rank => FailReason::WorkloadGone,
         Failure::CalledOff | Failure::Unknown => FailReason::Unknown,
     }
 }

@@ -84,7 +84,22 @@ impl Registry {
             FromWorkload::Hello(hello) => self.hello(number, &hello),
             FromWorkload::SaveBegin(begin) => return self.begin(number, begin),
             FromWorkload::Given(given) => return self.given(number, given, descriptors),
-            frame => self.take_plain(number, frame),
+            FromWorkload::Register(_)
+            | FromWorkload::Progress(_)
+            | FromWorkload::Ready(_)
+            | FromWorkload::Filled(_)
+            | FromWorkload::SaveEnd(_)
+            | FromWorkload::SaveRefused(_)
+            | FromWorkload::SaveWanted(_)
+            | FromWorkload::Terminating(_)
+            | FromWorkload::Restore(_)
+            | FromWorkload::Accept(_)
+            | FromWorkload::Decline(_)
+            | FromWorkload::Emptied(_)
+            | FromWorkload::Resumed(_)
+            | FromWorkload::Finish(_)
+            | FromWorkload::Returned(_)
+            | FromWorkload::Unknown => self.take_plain(number, frame),
         }
         Ok(())
     }

@@ -60,7 +60,7 @@ use crate::error::Classify;
 use crate::metrics;
 
 /// How long the ranks of one life may take to ask for their state together.
-pub(super) const TOGETHER: Duration = Duration::from_secs(60);
+pub(super) const TOGETHER: Duration = Duration::from_mins(1);
 /// How long ranks may take to be there and to agree, at least.
 const AGREE_MIN: Duration = Duration::from_secs(5);
 /// How long they may take at most.
@@ -90,10 +90,8 @@ impl Registry {
                 Some(notice) => self.answer(id, notice),
                 None => self.restore(id),
             },
-            (Deed::Nothing | Deed::Restoring { .. }, Outcome::Durable(_) | Outcome::Failed(_)) => {
-                ()
-            }
-            (Deed::Looking { .. } | Deed::Finishing { .. }, _) => (),
+            (Deed::Nothing | Deed::Restoring { .. }, Outcome::Durable(_) | Outcome::Failed(_))
+            | (Deed::Looking { .. } | Deed::Finishing { .. }, _) => (),
         }
     }
 
@@ -255,18 +253,15 @@ impl Registry {
         }
         let mut at = Vec::new();
         for (_, number) in life.sessions() {
-            match self.sessions.get(&number).map(|session| session.state) {
-                Some(State::Ready { step, still, .. }) => at.push((step, still)),
-                _ => return,
-            }
+            let state = self.sessions.get(&number).map(|session| session.state);
+            let Some(State::Ready { step, still, .. }) = state else { return };
+            at.push((step, still));
         }
-        match frames::agreed(&at) {
-            Some(step) => self.tell_step(id, Some(step)),
-            None => {
-                warn!(life = id, "ranks stand still at different steps");
-                self.fail(id, FailReason::Disagreed);
-            }
+        if let Some(step) = frames::agreed(&at) {
+            return self.tell_step(id, Some(step));
         }
+        warn!(life = id, "ranks stand still at different steps");
+        self.fail(id, FailReason::Disagreed);
     }
 
     /// Tells every rank when to stop, and begins to take what they hand over.
@@ -284,7 +279,7 @@ impl Registry {
             let (pass, heard) = mpsc::channel(saving::WAITING_MAX);
             if let Some(session) = self.sessions.get_mut(&session) {
                 session.saving = Some(pass);
-                lines.push(saving::RankLine { rank, heard, mouth: session.mouth.clone() });
+                lines.push(saving::RankLine::new(rank, heard, session.mouth.clone()));
             }
         }
         // What the program itself asked for is nobody's to order.
@@ -516,7 +511,6 @@ impl Registry {
         let Some(life) = self.lives.get(&id) else { return };
         if let Deed::Saving(save) = &life.deed
             && save.until().is_some_and(|until| until <= now)
-            && !self.waits_for_a_step(life)
         {
             let excuse = save.excuse;
             return self.fail(id, excuse);
@@ -532,11 +526,6 @@ impl Registry {
             self.move_all(id, Input::GoOn);
             self.want_nothing(id);
         }
-    }
-
-    /// Whether all ranks are there, and have only not answered yet.
-    fn waits_for_a_step(&self, life: &Life) -> bool {
-        life.identity.world == 1 && life.is_whole()
     }
 
     /// A save will not be. The workload stays where it is; what it was told of it, it knows.

@@ -62,7 +62,7 @@ pub(super) async fn remembered(history: &History, clock: &Clock, pod_uid: &str) 
 /// What a manifest says is stored.
 pub(super) fn stored(manifest: &Manifest) -> Option<Stored> {
     let at = manifest.created_at.parse().unwrap_or(Timestamp::UNIX_EPOCH);
-    (manifest.kind == Kind::Save).then(|| Stored {
+    (manifest.kind == Kind::Save).then_some(Stored {
         epoch: Epoch(manifest.epoch),
         step: Some(Step(manifest.step)),
         bytes: manifest.bytes,

@@ -158,7 +158,7 @@ impl Restoring {
                 return Err(failed);
             }
             warn!(job = %self.means.history.owner().job_key, error = %Chain(&failed), "restore begins again");
-            self.tell_waiting(&ranks, 0, "the bucket does not answer", None);
+            tell(&ranks, &self.waiting(0, "the bucket does not answer", None));
             tokio::time::sleep(LOOK).await;
         }
     }
@@ -192,7 +192,7 @@ impl Restoring {
             }
         }
         self.waiting.send_replace(None);
-        self.open(number, &beginning, ranks, &ready.proof);
+        tell(ranks, &self.go_on(number, &beginning, &ready.proof));
         Ok(Some(Resumed {
             claimed: beginning.number(),
             parent: state.map(|state| state.epoch),
@@ -241,19 +241,19 @@ impl Restoring {
         say(line, ToWorkload::RestoreOffer(offer))?;
         accepted(restore, line).await?;
         if bytes > 0 {
-            let lane = self.scheduler.open(Demand { bytes, ..self.demand.clone() });
-            let lent = self.scheduler.lend(bytes, largest).await;
-            let lent = lent.map_err(|error| RestoreError::Ring(std::io::Error::other(error)))?;
+            let turns = self.scheduler.open(Demand { bytes, ..self.demand.clone() });
+            let made = self.scheduler.lend(bytes, largest).await;
+            let lent = made.map_err(|error| RestoreError::Ring(std::io::Error::other(error)))?;
             let ring = self.numbers.fetch_add(1, Ordering::Relaxed);
-            let lend = ToWorkload::Lend(Lend { ring, shape: lent.ring.shape() });
-            line.mouth.lend(lend, &lent.ring).map_err(|_| RestoreError::Gone)?;
+            let frame = ToWorkload::Lend(Lend { ring, shape: lent.ring.shape() });
+            line.mouth.lend(frame, &lent.ring).map_err(|_| RestoreError::Gone)?;
             let (pass, emptied) = mpsc::channel(64);
             let mouth = line.mouth.clone();
             let filled = |fill| mouth.say(frame_of(restore, fill)).map_err(|_| RestoreError::Gone);
             let outlet = Outlet { ring: lent.ring.clone(), emptied, filled };
             tokio::select! {
                 biased;
-                filled = restore::fill(&self.means, &manifest, &lane, outlet) => filled?,
+                filled = restore::fill(&self.means, &manifest, &turns, outlet) => filled?,
                 error = pass_on(restore, line, pass) => return Err(error),
             }
             say(line, ToWorkload::Reclaim(RingId { ring }))?;
@@ -273,7 +273,7 @@ impl Restoring {
         let mut proof = self.proof.clone();
         if proof.borrow().is_none() {
             let reason = format!("for the end of pod `{holder}`");
-            self.tell_waiting(ranks, restore, &reason, opens);
+            tell(ranks, &self.waiting(restore, &reason, opens));
         }
         let past = async {
             match opens {
@@ -303,10 +303,11 @@ impl Restoring {
         }
     }
 
-    fn open(&self, restore: u64, beginning: &Beginning, ranks: &[RankLine], proof: &str) {
+    /// What ranks are told that may go on.
+    fn go_on(&self, restore: u64, beginning: &Beginning, proof: &str) -> ToWorkload {
         let epoch = beginning.number();
         let job = &self.means.history.owner().job_key;
-        let frame = match &beginning.origin {
+        match &beginning.origin {
             Origin::State(state) => {
                 info!(%job, epoch, step = state.step, proof, "restored");
                 let proof = proof.to_owned();
@@ -317,20 +318,12 @@ impl Restoring {
                 let reason = (*reason).to_owned();
                 ToWorkload::NothingToRestore(NothingToRestore { reason, epoch })
             }
-        };
-        tell(ranks, &frame);
+        }
     }
 
-    fn tell_waiting(
-        &self,
-        ranks: &[RankLine],
-        restore: u64,
-        reason: &str,
-        opens: Option<Timestamp>,
-    ) {
+    fn waiting(&self, restore: u64, reason: &str, opens: Option<Timestamp>) -> ToWorkload {
         let deadline = opens.map(|opens| super::frames::deadline(&self.means.clock, opens));
-        let waiting = Waiting { restore, reason: reason.to_owned(), deadline };
-        tell(ranks, &ToWorkload::Waiting(waiting));
+        ToWorkload::Waiting(Waiting { restore, reason: reason.to_owned(), deadline })
     }
 
     fn since(&self, began: Timestamp) -> Duration {

@@ -1,5 +1,6 @@
 //! One save of one life: all its ranks hand over, and what they handed over is committed.
 
+use std::collections::VecDeque;
 use std::io;
 use std::pin::pin;
 use std::sync::Arc;
@@ -77,12 +78,26 @@ pub(super) enum FromRank {
 /// One rank of a save.
 #[derive(Debug)]
 pub(super) struct RankLine {
-    /// The rank.
-    pub(super) rank: u32,
-    /// What it says.
-    pub(super) heard: mpsc::Receiver<FromRank>,
-    /// What it is told.
-    pub(super) mouth: Mouth,
+    rank: u32,
+    heard: mpsc::Receiver<FromRank>,
+    /// What it said while its save was not ordered yet.
+    early: VecDeque<FromRank>,
+    mouth: Mouth,
+}
+
+impl RankLine {
+    /// A rank, what it says and what it is told.
+    pub(super) fn new(rank: u32, heard: mpsc::Receiver<FromRank>, mouth: Mouth) -> Self {
+        Self { rank, heard, early: VecDeque::new(), mouth }
+    }
+
+    /// What it says next. Nothing is lost when this is dropped while it waits.
+    async fn hear(&mut self) -> Option<FromRank> {
+        match self.early.pop_front() {
+            Some(said) => Some(said),
+            None => self.heard.recv().await,
+        }
+    }
 }
 
 /// A save.
@@ -143,18 +158,17 @@ impl Saving {
     async fn rank(&self, mut line: RankLine) -> Result<Stored, SaveError> {
         let rank = line.rank;
         let gone = || SaveError::Gone { rank };
-        let begun = line.heard.recv().await;
+        let begun = line.hear().await;
         let Some(FromRank::Begin { step, layout }) = begun else { return Err(gone()) };
-        let mut go = self.go.clone();
-        go.wait_for(|go| *go).await.map_err(|_| gone())?;
+        self.until_ordered(&mut line).await?;
         let total = layout.bytes();
-        let lane = self.scheduler.open(Demand { bytes: total, ..self.demand.clone() });
+        let turns = self.scheduler.open(Demand { bytes: total, ..self.demand.clone() });
         let announced = Announced { rank, step, layout };
         let tally = Tally::default();
         let mouth = line.mouth.clone();
         let (feed, parts) = mpsc::channel(PARTS_MAX);
         let intake = Intake { parts, taken: |part: &Part| self.freed(&mouth, part, &tally) };
-        let mut storing = pin!(save::store_rank(&self.means, &lane, announced, intake));
+        let mut storing = pin!(save::store_rank(&self.means, &turns, announced, intake));
         let feeding = self.feed(&mut line, Feed { parts: feed, tally: &tally, total });
         let stored = tokio::select! {
             biased;
@@ -179,6 +193,29 @@ impl Saving {
         Ok(stored)
     }
 
+    /// Waits until storing is ordered, and keeps what the rank says meanwhile: it may hand over
+    /// files and end. One whose line breaks before it has handed over all is lost.
+    async fn until_ordered(&self, line: &mut RankLine) -> Result<(), SaveError> {
+        let rank = line.rank;
+        let mut go = self.go.clone();
+        let mut whole = false;
+        loop {
+            tokio::select! {
+                biased;
+                ordered = go.wait_for(|go| *go) => {
+                    return ordered.map(|_| ()).map_err(|_| SaveError::Gone { rank });
+                }
+                said = line.heard.recv(), if !whole => match said {
+                    Some(said) if line.early.len() < WAITING_MAX => {
+                        whole = matches!(said, FromRank::End);
+                        line.early.push_back(said);
+                    }
+                    Some(_) | None => return Err(SaveError::Gone { rank }),
+                },
+            }
+        }
+    }
+
     /// Passes on what a rank hands over: slots of a ring that is lent once there is room, and parts
     /// of files, which come last or alone.
     async fn feed(&self, line: &mut RankLine, feed: Feed<'_>) -> Ended {
@@ -187,7 +224,7 @@ impl Saving {
         loop {
             let said = tokio::select! {
                 biased;
-                said = line.heard.recv() => said,
+                said = line.hear() => said,
                 made = &mut lending, if lent.is_none() && feed.total > 0 => match made {
                     Ok(made) => {
                         let shape = made.ring.shape();

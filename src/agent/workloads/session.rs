@@ -127,49 +127,35 @@ pub(super) enum Next {
 impl State {
     /// What comes of an input.
     pub(super) fn on(self, input: Input) -> Next {
-        match input {
-            Input::Hello => match self {
-                Self::New => Next::Go(Self::Running),
-                _ => Next::Cut,
-            },
-            _ if self == Self::New => Next::Cut,
-            Input::Restore | Input::Restored => self.on_restore(input),
-            Input::Ready { save, step, still } => match self {
-                Self::Asked { save: asked } if asked == save => {
-                    Next::Go(Self::Ready { save, step, still })
-                }
-                _ => Next::Ignore,
-            },
-            Input::Begin { save }
-            | Input::Part { save }
-            | Input::End { save }
-            | Input::Refuse { save } => self.on_hand_over(input, save),
-            Input::Finish => match self {
-                Self::Finished | Self::Finishing | Self::Restoring => Next::Ignore,
-                _ => Next::Go(Self::Finishing),
-            },
-            Input::Ask { save } => match self {
-                Self::Restoring | Self::Finishing | Self::Finished => Next::Ignore,
-                _ => Next::Go(Self::Asked { save }),
-            },
-            Input::Tell { save } => match self {
-                Self::Asked { save: asked } | Self::Ready { save: asked, .. } if asked == save => {
-                    Next::Go(Self::Due { save })
-                }
-                _ => Next::Ignore,
-            },
-            Input::Park => match self {
-                Self::Finishing | Self::Finished => Next::Ignore,
-                _ => Next::Go(Self::Parked),
-            },
-            Input::GoOn => match self {
-                Self::Finishing | Self::Finished => Next::Ignore,
-                _ => Next::Go(Self::Running),
-            },
-            Input::Done => match self {
-                Self::Finishing => Next::Go(Self::Finished),
-                _ => Next::Ignore,
-            },
+        match (self, input) {
+            (Self::New, Input::Hello) => Next::Go(Self::Running),
+            (Self::New, _) | (_, Input::Hello) => Next::Cut,
+            (_, Input::Restore | Input::Restored) => self.on_restore(input),
+            (Self::Asked { save: asked }, Input::Ready { save, step, still }) if asked == save => {
+                Next::Go(Self::Ready { save, step, still })
+            }
+            (
+                _,
+                Input::Begin { save }
+                | Input::Part { save }
+                | Input::End { save }
+                | Input::Refuse { save },
+            ) => self.on_hand_over(input, save),
+            (Self::Finishing, Input::Done) => Next::Go(Self::Finished),
+            (
+                Self::Asked { save: asked } | Self::Ready { save: asked, .. },
+                Input::Tell { save },
+            ) if asked == save => Next::Go(Self::Due { save }),
+            (_, Input::Done | Input::Ready { .. } | Input::Tell { .. })
+            | (
+                Self::Restoring | Self::Finishing | Self::Finished,
+                Input::Finish | Input::Ask { .. },
+            )
+            | (Self::Finishing | Self::Finished, Input::Park | Input::GoOn) => Next::Ignore,
+            (_, Input::Finish) => Next::Go(Self::Finishing),
+            (_, Input::Ask { save }) => Next::Go(Self::Asked { save }),
+            (_, Input::Park) => Next::Go(Self::Parked),
+            (_, Input::GoOn) => Next::Go(Self::Running),
         }
     }
 
@@ -207,6 +193,102 @@ impl State {
             (Self::Handing { .. }, Input::End { .. }) => Next::Go(Self::Handed { save }),
             (_, Input::Refuse { .. }) => Next::Go(Self::Running),
             _ => Next::Cut,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// In the order of the table's rows.
+    const STATES: [State; 11] = [
+        State::New,
+        State::Running,
+        State::Restoring,
+        State::Asked { save: 1 },
+        State::Ready { save: 1, step: 5, still: Still::No },
+        State::Due { save: 1 },
+        State::Handing { save: 1 },
+        State::Handed { save: 1 },
+        State::Parked,
+        State::Finishing,
+        State::Finished,
+    ];
+
+    /// In the order of the table's columns.
+    const INPUTS: [Input; 14] = [
+        Input::Hello,
+        Input::Restore,
+        Input::Restored,
+        Input::Ready { save: 1, step: 5, still: Still::No },
+        Input::Begin { save: 1 },
+        Input::Part { save: 1 },
+        Input::End { save: 1 },
+        Input::Refuse { save: 1 },
+        Input::Finish,
+        Input::Ask { save: 1 },
+        Input::Tell { save: 1 },
+        Input::Park,
+        Input::GoOn,
+        Input::Done,
+    ];
+
+    /// What each state makes of each input: the first letters of where it goes, `.` where it is
+    /// passed over, `!` where the line is cut.
+    const TABLE: [&str; 11] = [
+        "new       ru !  !  !  !  !  !  !  !  !  !  !  !  !",
+        "running   !  rs .  .  .  .  .  .  fi as .  pa ru .",
+        "restoring !  .  rs .  .  .  .  .  .  .  .  pa ru .",
+        "asked     !  .  .  re !  !  !  ru fi as du pa ru .",
+        "ready     !  .  .  .  !  !  !  ru fi as du pa ru .",
+        "due       !  .  .  .  ha !  !  ru fi as .  pa ru .",
+        "handing   !  .  .  .  !  ha hd ru fi as .  pa ru .",
+        "handed    !  .  .  .  .  .  .  .  fi as .  pa ru .",
+        "parked    !  pa .  .  .  .  .  .  fi as .  pa ru .",
+        "finishing !  .  .  .  .  .  .  .  .  .  .  .  .  fd",
+        "finished  !  .  .  .  .  .  .  .  .  .  .  .  .  .",
+    ];
+
+    fn sign(next: Next) -> &'static str {
+        match next {
+            Next::Ignore => ".",
+            Next::Cut => "!",
+            Next::Go(state) => match state {
+                State::New => "ne",
+                State::Running => "ru",
+                State::Restoring => "rs",
+                State::Asked { .. } => "as",
+                State::Ready { .. } => "re",
+                State::Due { .. } => "du",
+                State::Handing { .. } => "ha",
+                State::Handed { .. } => "hd",
+                State::Parked => "pa",
+                State::Finishing => "fi",
+                State::Finished => "fd",
+            },
+        }
+    }
+
+    #[test]
+    fn every_state_answers_every_input() {
+        for (state, row) in STATES.into_iter().zip(TABLE) {
+            let (name, expected) = row.split_at(10);
+            let found: Vec<&str> = INPUTS.map(|input| sign(state.on(input))).to_vec();
+            let expected: Vec<&str> = expected.split_whitespace().collect();
+            assert_eq!(found, expected, "{}", name.trim());
+        }
+    }
+
+    #[test]
+    fn what_belongs_to_another_save_is_passed_over() {
+        let asked = State::Asked { save: 2 };
+        assert_eq!(asked.on(Input::Ready { save: 1, step: 5, still: Still::No }), Next::Ignore);
+        assert_eq!(asked.on(Input::Tell { save: 1 }), Next::Ignore);
+        for state in [State::Due { save: 2 }, State::Handing { save: 2 }, asked] {
+            assert_eq!(state.on(Input::Begin { save: 1 }), Next::Ignore);
+            assert_eq!(state.on(Input::Part { save: 1 }), Next::Ignore);
+            assert_eq!(state.on(Input::Refuse { save: 1 }), Next::Ignore);
         }
     }
 }
