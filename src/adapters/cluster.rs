@@ -187,7 +187,7 @@ impl Cluster {
         path: &str,
         bound: Duration,
     ) -> Result<Option<T>, ClusterError> {
-        match self.request(Method::GET, path, None, bound).await {
+        match self.send(path, request(Method::GET, path, None), bound).await {
             Ok(text) => parse(path, &text).map(Some),
             Err(ClusterError::NotFound { .. }) => Ok(None),
             Err(error) => Err(error),
@@ -219,22 +219,22 @@ impl Cluster {
             }
             Write::Delete(_) => path.to_owned(),
         };
-        let text = self.request(method, &uri, Some((content_type, body)), bound).await?;
+        let request = request(method, &uri, Some((content_type, body)));
+        let text = self.send(path, request, bound).await?;
         parse(path, &text)
     }
 
-    async fn request(
+    async fn send(
         &self,
-        method: Method,
-        uri: &str,
-        body: Option<(&str, &Value)>,
+        path: &str,
+        request: Request<Vec<u8>>,
         bound: Duration,
     ) -> Result<String, ClusterError> {
-        let path = uri.split('?').next().unwrap_or(uri).to_owned();
+        let path = path.to_owned();
         let bound = bound.min(REQUEST_MAX);
         let answer = tokio::time::timeout(bound, async {
             let _slots = self.slots().await;
-            self.client.request_text(request(method, uri, body)).await
+            self.client.request_text(request).await
         });
         match answer.await {
             Ok(Ok(text)) => Ok(text),

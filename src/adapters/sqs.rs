@@ -12,7 +12,7 @@ use crate::error::Classify;
 
 /// Most messages of one receive.
 ///
-/// Source: Amazon SQS API Reference, "ReceiveMessage", `MaxNumberOfMessages`.
+/// Source: Amazon SQS API Reference, `ReceiveMessage`, `MaxNumberOfMessages`.
 const BATCH: i32 = 10;
 /// Longest that a delete or a change of visibility may take.
 const REQUEST_MAX: Duration = Duration::from_secs(5);

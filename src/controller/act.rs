@@ -7,13 +7,16 @@ use lifeboat_domain::cluster::plan::Action;
 use lifeboat_domain::cluster::plan::Ours;
 use lifeboat_domain::cluster::plan::Step;
 use lifeboat_domain::cluster::plan::Target;
+use lifeboat_domain::ids::ClaimName;
 use lifeboat_domain::ids::PodRef;
+use lifeboat_domain::replacement::ClaimSpec;
 
 use crate::adapters::cluster::Cluster;
 use crate::adapters::cluster::ClusterError;
 use crate::adapters::cluster::REQUEST_MAX;
 use crate::adapters::cluster::checkpoints;
 use crate::adapters::cluster::claims;
+use crate::adapters::cluster::claims::ClaimRow;
 use crate::adapters::cluster::claims::Made;
 use crate::adapters::cluster::interruptions::InterruptionRow;
 use crate::adapters::cluster::nodes;
@@ -187,10 +190,24 @@ async fn perform(hand: Hand<'_>, step: &Step, bound: Duration) -> Result<Outcome
             nodes::block_disruption(cluster, &node).await.map(patched)
         }
         Action::TakeBack { ours } => take_back(hand, ours).await,
-        Action::SetTerminationTime { .. }
-        | Action::EnsureClaim { .. }
-        | Action::DeleteClaim { .. } => replacement(hand, &step.action).await,
-        Action::Hold { .. } | Action::Unhold { .. } => holding(hand, &step.action).await,
+        Action::EnsureClaim { claim } => ensure_claim(hand, claim).await,
+        Action::DeleteClaim { claim } => {
+            let Some(claim) = claim_row(hand, claim) else { return Ok(Outcome::Gone) };
+            claims::delete(cluster, &claim).await.map(|()| Outcome::Done)
+        }
+        Action::SetTerminationTime { claim, at } => {
+            let Some(claim) = claim_row(hand, claim) else { return Ok(Outcome::Gone) };
+            claims::set_termination_time(cluster, &claim, *at).await.map(|()| Outcome::Done)
+        }
+        Action::Hold { pod } => {
+            let Some(pod) = pod_row(hand, pod) else { return Ok(Outcome::Gone) };
+            let held = pods::hold(cluster, &pod, row.instance.as_str()).await?;
+            Ok(if held { Outcome::Done } else { Outcome::Gone })
+        }
+        Action::Unhold { pod } => {
+            let Some(pod) = pod_row(hand, pod) else { return Ok(Outcome::Gone) };
+            pods::unhold(cluster, &pod, row.instance.as_str()).await.map(|()| Outcome::Done)
+        }
         Action::Evict { pod, grace } => {
             let Some(pod) = pod_row(hand, pod) else { return Ok(Outcome::Gone) };
             pods::evict(cluster, &pod, *grace, bound).await.map(ending)
@@ -198,10 +215,7 @@ async fn perform(hand: Hand<'_>, step: &Step, bound: Duration) -> Result<Outcome
         Action::Delete { pod, grace, target } => {
             let Some(pod) = pod_row(hand, pod) else { return Ok(Outcome::Gone) };
             if *target == Target::SetFirst {
-                // Without it a Job may count a failure; without the deletion the pod is lost.
-                if let Err(error) = pods::mark_disruption_target(cluster, &pod, now).await {
-                    complain(&error, "condition not set");
-                }
+                mark_disruption_target(hand, &pod).await;
             }
             pods::delete(cluster, &pod, *grace, bound).await.map(ending)
         }
@@ -216,15 +230,21 @@ async fn perform(hand: Hand<'_>, step: &Step, bound: Duration) -> Result<Outcome
     }
 }
 
+/// Without the condition a Job may count a failure; without the deletion the pod is lost.
+async fn mark_disruption_target(hand: Hand<'_>, pod: &PodRow) {
+    let now = hand.deps.clock.now();
+    if let Err(error) = pods::mark_disruption_target(hand.cluster, pod, now).await {
+        complain(&error, "condition not set");
+    }
+}
+
 async fn take_back(hand: Hand<'_>, ours: &Ours) -> Result<Outcome, ClusterError> {
     let mark = match ours {
         Ours::Fence { .. } => nodes::Ours::Fence,
         Ours::SoftTaint { .. } => nodes::Ours::SoftTaint,
         Ours::DisruptionBlock { .. } => nodes::Ours::Block,
         Ours::ClaimHold { claim } => {
-            let Some(claim) = hand.deps.caches.claims.row(&claim.to_string()) else {
-                return Ok(Outcome::Gone);
-            };
+            let Some(claim) = claim_row(hand, claim) else { return Ok(Outcome::Gone) };
             return claims::unblock(hand.cluster, &claim).await.map(|()| Outcome::Done);
         }
     };
@@ -233,49 +253,18 @@ async fn take_back(hand: Hand<'_>, ours: &Ours) -> Result<Outcome, ClusterError>
     nodes::take_back_one(hand.cluster, &node, mark).await.map(patched)
 }
 
-async fn replacement(hand: Hand<'_>, action: &Action) -> Result<Outcome, ClusterError> {
-    let Hand { deps, cluster, memory, row } = hand;
-    match action {
-        Action::EnsureClaim { claim } => {
-            let Some(new) = replace::new_claim(memory, row, claim) else {
-                return Ok(Outcome::Gone);
-            };
-            let made = claims::create(cluster, &new).await?;
-            Ok(match made {
-                Made::Created => Outcome::Done,
-                Made::Already => Outcome::Already,
-            })
-        }
-        Action::DeleteClaim { claim } => {
-            let Some(claim) = deps.caches.claims.row(&claim.to_string()) else {
-                return Ok(Outcome::Gone);
-            };
-            claims::delete(cluster, &claim).await.map(|()| Outcome::Done)
-        }
-        Action::SetTerminationTime { claim, at } => {
-            let Some(claim) = deps.caches.claims.row(&claim.to_string()) else {
-                return Ok(Outcome::Gone);
-            };
-            claims::set_termination_time(cluster, &claim, *at).await.map(|()| Outcome::Done)
-        }
-        _ => Ok(Outcome::Hopeless),
-    }
+async fn ensure_claim(hand: Hand<'_>, claim: &ClaimSpec) -> Result<Outcome, ClusterError> {
+    let Some(new) = replace::new_claim(hand.memory, hand.row, claim) else {
+        return Ok(Outcome::Gone);
+    };
+    Ok(match claims::create(hand.cluster, &new).await? {
+        Made::Created => Outcome::Done,
+        Made::Already => Outcome::Already,
+    })
 }
 
-async fn holding(hand: Hand<'_>, action: &Action) -> Result<Outcome, ClusterError> {
-    let instance = hand.row.instance.as_str();
-    match action {
-        Action::Hold { pod } => {
-            let Some(pod) = pod_row(hand, pod) else { return Ok(Outcome::Gone) };
-            let held = pods::hold(hand.cluster, &pod, instance).await?;
-            Ok(if held { Outcome::Done } else { Outcome::Gone })
-        }
-        Action::Unhold { pod } => {
-            let Some(pod) = pod_row(hand, pod) else { return Ok(Outcome::Gone) };
-            pods::unhold(hand.cluster, &pod, instance).await.map(|()| Outcome::Done)
-        }
-        _ => Ok(Outcome::Hopeless),
-    }
+fn claim_row(hand: Hand<'_>, claim: &ClaimName) -> Option<ClaimRow> {
+    hand.deps.caches.claims.row(&claim.to_string())
 }
 
 fn note_ending(

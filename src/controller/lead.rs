@@ -168,15 +168,8 @@ async fn follow_interruptions(deps: Arc<Deps>) {
             .select(|row| (!row.is_closed()).then(|| row.instance.clone()));
         metrics::interruptions_open(open.len());
         for instance in open {
-            if !running.contains_key(&instance) {
-                let deps = deps.clone();
-                let of = instance.clone();
-                let task = tasks.spawn(async move {
-                    reconcile::follow(deps, of.clone()).await;
-                    of
-                });
-                running.insert(instance, task);
-            }
+            let of = instance.clone();
+            running.entry(instance).or_insert_with(|| tasks.spawn(task(deps.clone(), of)));
         }
         tokio::select! {
             biased;
@@ -191,6 +184,11 @@ async fn follow_interruptions(deps: Arc<Deps>) {
             () = records.rung() => (),
         }
     }
+}
+
+async fn task(deps: Arc<Deps>, instance: InstanceId) -> InstanceId {
+    reconcile::follow(deps, instance.clone()).await;
+    instance
 }
 
 fn complain(error: &ClusterError, what: &'static str) {

@@ -13,6 +13,7 @@ use lifeboat_domain::cluster::plan::Plan;
 use lifeboat_domain::deadline::elapsed;
 use lifeboat_domain::deadline::later;
 use lifeboat_domain::ids::InstanceId;
+use lifeboat_domain::replacement::NoClaim;
 use serde_json::json;
 use tracing::Instrument;
 
@@ -84,7 +85,7 @@ async fn pass(deps: &Deps, instance: &InstanceId, memory: &mut Memory) -> (Due, 
     observe::remember(deps, memory, &row);
     observe::look(deps, memory, &row).await;
     let (facts, plan) = decide(deps, memory, &row);
-    memory.no_claim = plan.no_claim.map(|why| why.label());
+    memory.no_claim = plan.no_claim.map(NoClaim::label);
     memory.withheld = withheld(&plan);
     note_pass(memory, &facts, &plan);
     let outcomes = act_on(deps, memory, &row, &plan).await;
@@ -143,9 +144,8 @@ async fn close_if_planned(
     (row, facts): (&InterruptionRow, &ClusterFacts),
     plan: &Plan,
 ) -> bool {
-    let phase = plan.steps.iter().find_map(|step| match &step.action {
-        Action::Close { phase } => Some(*phase),
-        _ => None,
+    let phase = plan.steps.iter().find_map(|step| {
+        if let Action::Close { phase } = step.action { Some(phase) } else { None }
     });
     match phase {
         Some(phase) if !row.is_closed() => close::close(deps, memory, (row, facts), phase).await,

@@ -1,8 +1,12 @@
 //! What the holder of the Lease writes into the record: on edges only, and only what differs.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 use lifeboat_domain::cluster::facts::ClusterFacts;
 use lifeboat_domain::cluster::facts::Workload as WorkloadFacts;
+use lifeboat_domain::deadline::Deadline;
+use lifeboat_domain::deadline::elapsed;
 use lifeboat_domain::progress::Phase;
 use lifeboat_domain::progress::phase_of;
 use serde_json::json;
@@ -12,6 +16,7 @@ use crate::adapters::cluster::interruptions;
 use crate::adapters::cluster::interruptions::InterruptionRow;
 use crate::controller::Deps;
 use crate::controller::memory::Memory;
+use crate::controller::observe::noticed_at;
 use crate::crd::node_interruption::Condition;
 use crate::crd::node_interruption::NodeInterruptionStatus;
 use crate::crd::node_interruption::Replacement;
@@ -19,6 +24,9 @@ use crate::crd::node_interruption::Workload;
 use crate::error::Chain;
 use crate::error::Classify;
 use crate::metrics;
+
+/// How long an agent has to note its pods in the record before we do.
+const AGENT_NOTES: Duration = Duration::from_secs(5);
 
 /// Writes what has changed: the whole, and our part of each pod.
 pub async fn write(deps: &Deps, memory: &mut Memory, row: &InterruptionRow, facts: &ClusterFacts) {
@@ -55,7 +63,7 @@ pub fn status(
     let bytes: u64 = saved.iter().map(|stored| stored.bytes).sum();
     NodeInterruptionStatus {
         phase: Some(phase.label().to_owned()),
-        deadline: facts.signals.deadline().map(|deadline| deadline.at()),
+        deadline: facts.signals.deadline().map(Deadline::at),
         conditions: conditions(memory, row, facts),
         workloads: std::collections::BTreeMap::new(),
         fence: memory.fence.clone(),
@@ -108,6 +116,7 @@ async fn write_workload(
     row: &InterruptionRow,
     facts: &WorkloadFacts,
 ) {
+    let facts_at = deps.clock.now();
     let uid = facts.pod.pod.uid.to_string();
     let mut drain = memory.drains.get(&uid).cloned();
     if let Some(drain) = &mut drain {
@@ -124,14 +133,17 @@ async fn write_workload(
         release: None,
         drain,
     };
-    // Further refusals of a budget are told with the next edge.
+    // Further refusals of a budget, and when the pod went, are told with the next edge.
     let mut edge = part.clone();
     if let Some(drain) = &mut edge.drain {
         drain.refusals = drain.refusals.min(1);
+        drain.gone_at = None;
     }
     let edge = json!(edge);
     let noted = row.status.workloads.contains_key(&uid);
-    let silent = noted && part.drain.is_none();
+    // The agent notes its pods itself; we do it for one that is silent.
+    let agents = noted || elapsed(noticed_at(row, facts_at), facts_at) < AGENT_NOTES;
+    let silent = part.drain.is_none() && agents;
     if silent || memory.written.workloads.get(&uid) == Some(&edge) {
         return;
     }
@@ -151,33 +163,31 @@ fn conditions(memory: &Memory, row: &InterruptionRow, facts: &ClusterFacts) -> V
     let saved = all(|one| !one.mode.is_saved_by_us() || one.saved().is_some());
     let gone = all(|one| one.pod.is_over());
     let mut conditions = vec![
-        condition(row, facts, "Fenced", memory.fence.is_some(), "Interrupted"),
-        condition(row, facts, "Saved", saved, "Durable"),
-        condition(row, facts, "Drained", gone, "Gone"),
+        yes_or_no("Fenced", memory.fence.is_some()),
+        yes_or_no("Saved", saved),
+        yes_or_no("Drained", gone),
     ];
     if let Some(withheld) = &memory.withheld {
-        let mut one = condition(row, facts, "Withheld", true, "ObserveOrPaused");
+        let mut one = yes_or_no("Withheld", true);
+        "ObserveOrPaused".clone_into(&mut one.reason);
         one.message.clone_from(withheld);
         conditions.push(one);
+    }
+    for one in &mut conditions {
+        let before = row.status.conditions.iter().find(|known| known.r#type == one.r#type);
+        let same = before.filter(|known| known.status == one.status);
+        one.last_transition_time =
+            same.map_or(facts.observed_at, |known| known.last_transition_time);
     }
     conditions
 }
 
-fn condition(
-    row: &InterruptionRow,
-    facts: &ClusterFacts,
-    name: &str,
-    is: bool,
-    reason: &str,
-) -> Condition {
-    let status = if is { "True" } else { "False" };
-    let before = row.status.conditions.iter().find(|one| one.r#type == name);
-    let since = before.filter(|one| one.status == status).map(|one| one.last_transition_time);
+fn yes_or_no(name: &str, is: bool) -> Condition {
     Condition {
         r#type: name.to_owned(),
-        status: status.to_owned(),
-        reason: if is { reason.to_owned() } else { format!("Not{reason}") },
+        status: if is { "True" } else { "False" }.to_owned(),
+        reason: if is { name.to_owned() } else { format!("Not{name}") },
         message: String::new(),
-        last_transition_time: since.unwrap_or(facts.observed_at),
+        last_transition_time: Timestamp::UNIX_EPOCH,
     }
 }

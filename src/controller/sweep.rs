@@ -63,13 +63,12 @@ async fn release_pods(deps: &Deps, stale: &mut Stale) {
     });
     let mut seen = Stale::default();
     for (pod, instance) in held {
-        let over = match deps.caches.interruptions.row(&instance) {
-            Some(row) => row.is_closed(),
-            None => {
-                let since = *stale.0.get(&pod.uid).unwrap_or(&now);
-                seen.0.insert(pod.uid.clone(), since);
-                elapsed(since, now) >= RECORD_WITHIN
-            }
+        let over = if let Some(row) = deps.caches.interruptions.row(&instance) {
+            row.is_closed()
+        } else {
+            let since = *stale.0.get(&pod.uid).unwrap_or(&now);
+            seen.0.insert(pod.uid.clone(), since);
+            elapsed(since, now) >= RECORD_WITHIN
         };
         if over && observe::paused(deps, None) != lifeboat_domain::cluster::facts::Pause::On {
             report("unhold", pods::unhold(&deps.cluster, &pod, instance.as_str()).await);

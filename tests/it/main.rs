@@ -3,6 +3,7 @@
 
 mod agent;
 mod commands;
+mod controller;
 mod csi;
 mod data;
 mod dependencies;

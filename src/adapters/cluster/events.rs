@@ -31,7 +31,7 @@ pub struct Note {
     pub about: About,
     /// Whether someone may have to act.
     pub warning: Tone,
-    /// One word in PascalCase.
+    /// One word in `PascalCase`.
     pub reason: &'static str,
     /// A sentence for a person.
     pub message: String,

@@ -393,13 +393,13 @@ fn annotate(row: &NodeRow, values: &[(&str, String)]) -> Vec<Value> {
 }
 
 /// An operation that makes the patch fail unless the value is this; null stands for none.
-pub(super) fn test(path: &str, value: Value) -> Value {
-    json!({"op": "test", "path": path, "value": value})
+pub(super) fn test(path: &str, value: impl Into<Value>) -> Value {
+    json!({"op": "test", "path": path, "value": value.into()})
 }
 
 /// An operation that adds or replaces a value.
-pub(super) fn add(path: &str, value: Value) -> Value {
-    json!({"op": "add", "path": path, "value": value})
+pub(super) fn add(path: &str, value: impl Into<Value>) -> Value {
+    json!({"op": "add", "path": path, "value": value.into()})
 }
 
 /// An operation that takes a value away.
@@ -427,7 +427,8 @@ fn kept_annotations(all: &BTreeMap<String, String>) -> BTreeMap<String, String> 
 fn extended(resources: &BTreeMap<String, Value>) -> BTreeMap<String, u64> {
     let count = |value: &Value| match value {
         Value::String(text) => text.parse().ok(),
-        other => other.as_u64(),
+        Value::Number(number) => number.as_u64(),
+        Value::Null | Value::Bool(_) | Value::Array(_) | Value::Object(_) => None,
     };
     let named = resources.iter().filter(|(name, _)| name.contains('/'));
     named.filter_map(|(name, value)| Some((name.clone(), count(value)?))).collect()

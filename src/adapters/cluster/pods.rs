@@ -179,7 +179,7 @@ pub struct Placement {
     pub node_selector: BTreeMap<String, String>,
     /// The terms of its required node affinity: any one of them will do.
     pub terms: Vec<Vec<Requirement>>,
-    /// The PersistentVolumeClaims that it mounts.
+    /// The `PersistentVolumeClaim`s that it mounts.
     pub volume_claims: Vec<String>,
 }
 

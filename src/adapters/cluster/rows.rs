@@ -147,13 +147,14 @@ impl<R: Row> Rows<R> {
     fn fold(&self, event: Event<Object<R::Kind>>, on_change: &mut impl FnMut(Change<'_, R>)) {
         match event {
             Event::Init => self.table().generation += 1,
-            Event::Apply(object) | Event::InitApply(object) => match R::read(&object) {
-                Some((key, row)) => {
-                    self.table().put(key.clone(), row.clone());
-                    on_change(Change::Put(&key, &row));
-                }
-                None => tracing::debug!(name = object.name(), "object passed over"),
-            },
+            Event::Apply(object) | Event::InitApply(object) => {
+                let Some((key, row)) = R::read(&object) else {
+                    tracing::debug!(name = object.name(), "object passed over");
+                    return;
+                };
+                self.table().put(key.clone(), row.clone());
+                on_change(Change::Put(&key, &row));
+            }
             Event::Delete(object) => {
                 let Some((key, _)) = R::read(&object) else { return };
                 let gone = self.table().remove(&key);

@@ -1,4 +1,4 @@
-//! PersistentVolumes: only the zone that one ties its pod to.
+//! `PersistentVolume`s: only the zone that one ties its pod to.
 
 use std::time::Duration;
 
