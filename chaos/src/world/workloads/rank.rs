@@ -244,6 +244,8 @@ impl Rank {
                 }
                 self.fill(talk, line).await?;
             }
+            // The next save is lent a ring of its own, and fills none that was taken back.
+            ToWorkload::Reclaim(_) => talk.ring = None,
             ToWorkload::Prepare(prepare) => return self.prepare(prepare, talk, line).await,
             ToWorkload::SaveAt(at) => {
                 if let Some(due) = talk.due.as_mut().filter(|due| due.prepare.save == at.save) {
