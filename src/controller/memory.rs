@@ -82,6 +82,10 @@ pub struct Asked {
 pub struct Written {
     /// What is said of the whole.
     pub whole: Option<Value>,
+    /// When that was written.
+    pub at: Option<Instant>,
+    /// Whether something else is to be said of it by now.
+    pub owed: bool,
     /// What is said of each pod.
     pub workloads: BTreeMap<String, Value>,
 }

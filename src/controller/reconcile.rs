@@ -102,7 +102,8 @@ async fn pass(deps: &Deps, instance: &InstanceId, memory: &mut Memory) -> (Due, 
         Next::At(at) => at,
         Next::OnChange | Next::Never => patrol(&facts, now),
     };
-    let due = if settling && !outcomes.is_empty() { due.min(later(now, SETTLE)) } else { due };
+    let soon = (settling && !outcomes.is_empty()) || memory.written.owed;
+    let due = if soon { due.min(later(now, SETTLE)) } else { due };
     (Due::At(due.min(patrol(&facts, now))), failed)
 }
 

@@ -10,6 +10,7 @@ use lifeboat_domain::deadline::elapsed;
 use lifeboat_domain::progress::Phase;
 use lifeboat_domain::progress::phase_of;
 use serde_json::json;
+use tokio::time::Instant;
 
 use crate::adapters::cluster::MANAGER;
 use crate::adapters::cluster::interruptions;
@@ -25,6 +26,8 @@ use crate::error::Chain;
 use crate::error::Classify;
 use crate::metrics;
 
+/// How long after one write of the whole the next may come.
+pub const GATHER: Duration = Duration::from_secs(1);
 /// How long an agent has to note its pods in the record before we do.
 const AGENT_NOTES: Duration = Duration::from_secs(5);
 
@@ -32,7 +35,13 @@ const AGENT_NOTES: Duration = Duration::from_secs(5);
 pub async fn write(deps: &Deps, memory: &mut Memory, row: &InterruptionRow, facts: &ClusterFacts) {
     let phase = phase_of(facts, &deps.settings.policy, deps.clock.now());
     let status = status(memory, row, facts, phase);
-    write_whole(deps, memory, row, &status).await;
+    // Phases may follow one another within a moment: the last of them is told.
+    let lately = memory.written.at.is_some_and(|at| at.elapsed() < GATHER);
+    if lately {
+        memory.written.owed = memory.written.whole.as_ref() != Some(&json!(status));
+    } else {
+        write_whole(deps, memory, row, &status).await;
+    }
     for workload in facts.workloads.values() {
         write_workload(deps, memory, row, workload).await;
     }
@@ -100,6 +109,8 @@ async fn write_whole(
     match applied {
         Ok(()) => {
             memory.written.whole = Some(value);
+            memory.written.at = Some(Instant::now());
+            memory.written.owed = false;
             true
         }
         Err(error) => {
