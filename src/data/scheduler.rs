@@ -27,6 +27,7 @@ use tokio::time::Instant;
 use crate::data::ring::Ring;
 use crate::data::ring::budget_bytes;
 use crate::data::ring::shape_for;
+use crate::metrics;
 use crate::offload::Offload;
 
 /// How far back the rate is measured.
@@ -266,6 +267,7 @@ impl Drop for Grant {
             }
             What::Ring { bytes } => {
                 node.lent = node.lent.saturating_sub(bytes);
+                metrics::ring_lent(node.lent);
                 node.lend(&self.scheduler.limits);
             }
         }
@@ -390,6 +392,7 @@ impl Node {
             if tell.send(()).is_ok() {
                 self.lent += bytes;
             }
+            metrics::ring_lent(self.lent);
         }
     }
 

@@ -1,10 +1,15 @@
 //! The path from a workload's memory to the bucket and back, against a bucket in memory.
-#![allow(clippy::wildcard_imports, reason = "the peer speaks every frame there is")]
+#![allow(
+    clippy::wildcard_imports,
+    clippy::wildcard_enum_match_arm,
+    reason = "the peer speaks every frame there is, and waits for one of many"
+)]
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::os::fd::AsFd;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -149,7 +154,7 @@ impl Node {
     }
 
     async fn newest(&self) -> Option<Manifest> {
-        let by = Deadline::after(self.clock.now(), Duration::from_secs(60));
+        let by = Deadline::after(self.clock.now(), Duration::from_mins(1));
         self.history().newest(by).await.unwrap()
     }
 }
@@ -172,7 +177,7 @@ struct Peer {
 }
 
 impl Peer {
-    async fn connect(socket: &PathBuf, hello: Hello) -> Self {
+    async fn connect(socket: &Path, hello: Hello) -> Self {
         let line = Line::connect(socket).await.unwrap();
         let (rank, step) = (hello.rank, hello.step.unwrap_or(0));
         let mut peer = Self { line, rank, ring: None, state: Vec::new(), step, save: 0 };
@@ -181,7 +186,7 @@ impl Peer {
     }
 
     /// Connects, is welcome, and begins with nothing.
-    async fn fresh(socket: &PathBuf) -> Self {
+    async fn fresh(socket: &Path) -> Self {
         let mut peer = Self::connect(socket, hello(0, 1)).await;
         peer.register().await;
         peer.say(FromWorkload::Restore(Restore { newer_than: None })).await;
@@ -208,7 +213,7 @@ impl Peer {
     /// Hears until the frame that is waited for.
     async fn expect<T>(&mut self, wanted: impl Fn(ToWorkload) -> Option<T>) -> T {
         loop {
-            let frame = tokio::time::timeout(Duration::from_secs(300), self.hear()).await.unwrap();
+            let frame = tokio::time::timeout(Duration::from_mins(5), self.hear()).await.unwrap();
             if let Some(found) = wanted(frame) {
                 return found;
             }
@@ -579,6 +584,74 @@ async fn a_save_for_insurance_lets_the_workload_go_on() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_notice_takes_the_place_of_a_save_for_insurance() {
+    let (bucket, clock) = world();
+    let node = Node::new("gpu-1", &as_bucket(&bucket), &clock);
+    let mut peer = trainer(&node, "old").await;
+    node.ask("old", Purpose::Insurance, None);
+    let at = peer.due().await;
+    peer.begin(&at).await;
+    node.until("old", |known| known.session != Session::Open).await;
+    save(&node, "old", &mut peer).await;
+    let known = node.known("old");
+    assert_eq!((known.insurance, known.quiet), (None, Quiet::Parked));
+    assert_eq!(node.newest().await.unwrap().epoch, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn insurance_that_is_refused_does_not_stand_in_the_way_of_a_notice() {
+    let (bucket, clock) = world();
+    let node = Node::new("gpu-1", &as_bucket(&bucket), &clock);
+    let mut peer = trainer(&node, "old").await;
+    node.ask("old", Purpose::Insurance, None);
+    let at = peer.due().await;
+    let reason = "not now".to_owned();
+    peer.say(FromWorkload::SaveRefused(SaveRefused { save: at.save, reason })).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(node.known("old").checkpoint, Checkpoint::Idle);
+    save(&node, "old", &mut peer).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_program_that_ends_while_it_is_asked_is_done() {
+    let (bucket, clock) = world();
+    let node = Node::new("gpu-1", &as_bucket(&bucket), &clock);
+    let mut peer = trainer(&node, "old").await;
+    node.ask("old", Purpose::Interruption, Some(120));
+    peer.due().await;
+    peer.say(FromWorkload::Finish(Finish { step: 10 })).await;
+    peer.expect(|frame| matches!(frame, ToWorkload::Finished(_)).then_some(())).await;
+    node.until("old", |known| known.checkpoint.is_durable()).await;
+    assert_eq!(node.newest().await.unwrap().kind, Kind::Finished);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_is_parked_for_no_reason_that_the_agent_knows_goes_on() {
+    let (bucket, clock) = world();
+    let first = Node::new("gpu-1", &as_bucket(&bucket), &clock);
+    let peer = trainer(&first, "old").await;
+    drop((first, peer));
+    let second = Node::new("gpu-1", &as_bucket(&bucket), &clock);
+    let socket = second.publish("old");
+    let parked = Parked { step: 10, save: Some(1), taken: false, epoch: None };
+    let mut peer = Peer::connect(&socket, Hello { parked: Some(parked), ..again(0, 1, 10) }).await;
+    peer.expect(|frame| matches!(frame, ToWorkload::Unpark(_)).then_some(())).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_never_began_has_nothing_to_save() {
+    let (bucket, clock) = world();
+    let node = Node::new("gpu-1", &as_bucket(&bucket), &clock);
+    let socket = node.publish("old");
+    let parked = Parked { step: 0, save: None, taken: false, epoch: None };
+    let hello = Hello { parked: Some(parked), again: true, ..hello(0, 1) };
+    let _peer = Peer::connect(&socket, hello).await;
+    node.ask("old", Purpose::Interruption, Some(120));
+    node.until("old", |known| known.checkpoint.is_durable()).await;
+    assert_eq!(node.newest().await, None);
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_is_called_off_goes_on_and_can_be_saved_again() {
     let (bucket, clock) = world();
     let node = Node::new("gpu-1", &as_bucket(&bucket), &clock);
@@ -728,7 +801,7 @@ async fn a_lying_workload_is_an_error_for_itself_alone() {
     let (bucket, clock) = world();
     let node = Node::new("gpu-1", &as_bucket(&bucket), &clock);
     let mut honest = trainer(&node, "honest").await;
-    let lies: [(&str, fn(u64) -> FromWorkload); 4] = [
+    let lies: [(&str, Lie); 4] = [
         ("slot", |save| FromWorkload::Filled(Filled { save, slot: 99, offset: 0, bytes: 4096 })),
         ("large", |save| {
             FromWorkload::Filled(Filled { save, slot: 0, offset: 0, bytes: u64::MAX })
@@ -790,6 +863,9 @@ async fn who_says_nothing_or_nonsense_is_cut_off() {
     assert!(matches!(odd.hear().await.unwrap().0, ToWorkload::Refused(_)));
 }
 
+/// What a workload says of a save that is not so.
+type Lie = fn(u64) -> FromWorkload;
+
 /// Waits in its restore.
 async fn waiting(node: &Node, pod: &str) -> Peer {
     let socket = node.publish(pod);
@@ -824,7 +900,7 @@ async fn writes_of_a_save() -> u64 {
 /// Every chunk that the newest state names can be read, and is what it is named.
 async fn check_whole(node: &Node) {
     let history = node.history();
-    let by = Deadline::after(node.clock.now(), Duration::from_secs(60));
+    let by = Deadline::after(node.clock.now(), Duration::from_mins(1));
     let newest = node.newest().await.unwrap();
     let Some(epoch) = newest.restores_from() else { return };
     let manifest = history.read(epoch, by).await.unwrap().unwrap();

@@ -251,6 +251,7 @@ impl Registry {
         session.step = hello.step;
         if let Some(parked) = &hello.parked {
             session.parked_at = Some(parked.step);
+            session.parked_since = Some(Instant::now());
             session.state = State::Parked;
         }
         if hello.terminating {

@@ -58,6 +58,8 @@ pub(super) struct Session {
     pub(super) terminating: Option<(jiff::Timestamp, Instant)>,
     /// It was told that there is nothing to wait for.
     pub(super) left: bool,
+    /// Since when it has been parked for a reason of an agent before this one.
+    pub(super) parked_since: Option<Instant>,
     /// Where its words during a save go.
     pub(super) saving: Option<mpsc::Sender<saving::FromRank>>,
     /// Where its words during a restore go.
@@ -120,6 +122,8 @@ pub(super) struct Life {
     pub(super) saved: Option<Stored>,
     /// Its last save in case.
     pub(super) insurance: Option<Stored>,
+    /// Why the save in case that was asked for last will not be.
+    pub(super) uninsured: Option<FailReason>,
     /// Opens the gate of its restore.
     pub(super) proof: watch::Sender<Option<Proof>>,
 }
@@ -242,6 +246,7 @@ impl Life {
             outcome: Outcome::Pending,
             saved: None,
             insurance: None,
+            uninsured: None,
             proof: watch::Sender::new(None),
         }
     }

@@ -79,13 +79,16 @@ impl Registry {
                 self.set(id, Deed::Nothing);
                 self.finish(id);
             }
+            (Deed::Saving(_) | Deed::Nothing, _) if self.all_are(id, State::Finishing) => {
+                self.set(id, Deed::Nothing);
+                self.finish(id);
+            }
             (Deed::Saving(_), _) => self.gather(id),
             (Deed::Restoring { .. }, Outcome::Pending) => {
                 if wanted.is_some_and(|notice| notice.purpose != Purpose::Insurance) {
                     self.stop_restore(id, wanted);
                 }
             }
-            (Deed::Nothing, _) if self.all_are(id, State::Finishing) => self.finish(id),
             (Deed::Nothing, Outcome::Pending) => match wanted {
                 Some(notice) => self.answer(id, notice),
                 None => self.restore(id),
@@ -107,11 +110,13 @@ impl Registry {
         if life.identity.job_key.is_none() {
             return self.fail(id, FailReason::NoJobKey);
         }
-        if wants && unclaimed && insurance {
-            return self.restore(id);
+        // A program that has neither restored nor begun has nothing of its own.
+        let begun = self.any(life, |session| session.step.is_some());
+        if unclaimed && (wants || !begun) {
+            return if insurance { self.restore(id) } else { self.stop_restore(id, Some(notice)) };
         }
-        if wants && unclaimed {
-            return self.stop_restore(id, Some(notice));
+        if insurance && life.uninsured.is_some() {
+            return;
         }
         match life.standing {
             Standing::Unclaimed | Standing::Unknown => self.look(id),
@@ -190,6 +195,8 @@ impl Registry {
             }
         };
         match failed {
+            // The work is done all the same; whoever superseded us will find out.
+            Some(_) if self.all_are(id, State::Finishing) => self.on_end(id, 0),
             Some(why) => self.fail(id, why),
             None => self.advance(id),
         }
@@ -540,11 +547,11 @@ impl Registry {
         }
         warn!(life = id, why = why.label(), "workload will not be saved");
         let Some(life) = self.lives.get_mut(&id) else { return };
-        life.outcome = Outcome::Failed(why);
         if insurance {
-            self.move_all(id, Input::GoOn);
-            return;
+            life.uninsured = Some(why);
+            return self.move_all(id, Input::GoOn);
         }
+        life.outcome = Outcome::Failed(why);
         let sessions: Vec<SessionId> = life.sessions().map(|(_, number)| number).collect();
         let told_to_end = |number: &SessionId| {
             self.sessions.get(number).is_some_and(|one| one.terminating.is_some())

@@ -58,6 +58,8 @@ const CONNECTIONS_MAX: usize = 32;
 const HELLO: Duration = Duration::from_secs(10);
 /// How long a workload that saw SIGTERM waits until somebody asks it to save.
 const LEAVE: Duration = Duration::from_secs(3);
+/// How long a workload that an agent before this one parked waits for a reason to stay so.
+const UNPARK: Duration = Duration::from_secs(15);
 /// How long a pod that is no more served is told of.
 const REMEMBERED: Duration = Duration::from_mins(10);
 /// How long a pod's workload may take to come back before the bucket is asked about it.
@@ -274,6 +276,9 @@ impl Registry {
         {
             life.outcome = Outcome::Pending;
         }
+        if let Some(life) = self.lives.get_mut(&id) {
+            life.uninsured = None;
+        }
         self.tighten(id, notice);
         self.advance(id);
     }
@@ -303,6 +308,7 @@ impl Registry {
             step: None,
             bytes: None,
             parked_at: None,
+            parked_since: None,
             wants: None,
             terminating: None,
             left: false,
@@ -402,7 +408,7 @@ impl Registry {
             let hello = (session.state == State::New).then_some(session.hello_by);
             let leave = session.terminating.map(|(_, since)| since + LEAVE);
             let together = session.wants.map(|wants| wants.since + TOGETHER);
-            [hello, leave, together]
+            [hello, leave, together, session.parked_since.map(|since| since + UNPARK)]
         });
         let lives = self.lives.values().map(|life| match &life.deed {
             Deed::Saving(save) => save.until(),
@@ -445,10 +451,33 @@ impl Registry {
         }
         let lives: Vec<LifeId> = self.lives.keys().copied().collect();
         for life in lives {
+            self.unpark(life, now);
             self.give_up(life, now);
         }
         self.look_back(now);
         self.clean_up(now);
+    }
+
+    /// Lets a life go on that is parked for no reason that this agent knows.
+    fn unpark(&mut self, id: LifeId, now: Instant) {
+        let Some(life) = self.lives.get(&id) else { return };
+        let parked = |number: SessionId| {
+            let since = self.sessions.get(&number).and_then(|session| session.parked_since);
+            since.is_some_and(|since| since + UNPARK <= now)
+        };
+        let numbers: Vec<SessionId> =
+            life.sessions().map(|(_, number)| number).filter(|number| parked(*number)).collect();
+        let wanted = self.wanted(life).is_some();
+        for number in numbers {
+            if let Some(session) = self.sessions.get_mut(&number) {
+                session.parked_since = None;
+            }
+            if !wanted {
+                let reason = "this agent knows of no reason to stay parked".to_owned();
+                self.say(number, ToWorkload::Unpark(frame::Unpark { reason }));
+                self.step(number, Input::GoOn);
+            }
+        }
     }
 
     fn numbers_of(&self, wanted: impl Fn(&Session) -> bool) -> Vec<SessionId> {
