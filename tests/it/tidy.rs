@@ -33,7 +33,7 @@ const CRATES: &[&str] = &["http_body_util", "hyper_util"];
 const BANNED_STARTS: &[&str] = &["get_", "handle_", "process_", "do_"];
 
 /// Names that the standard library and object_store gave, and one that is plain English.
-const OTHERS_NAMES: &[&str] = &["get_mut", "get_opts", "get_ready"];
+const OTHERS_NAMES: &[&str] = &["get_mut", "get_opts", "get_ranges", "get_ready"];
 
 /// What must not be left behind. Put together here, so that this file is clean itself.
 const LEFT_BEHIND: &[&str] = &[
