@@ -38,6 +38,8 @@ use lifeboat_chaos::world::cluster::Target;
 use lifeboat_chaos::world::cluster::delete::DeleteOptions;
 use lifeboat_chaos::world::cluster::resource;
 use lifeboat_chaos::world::cluster::resource::Resource;
+use lifeboat_chaos::world::cluster::rules;
+use lifeboat_chaos::world::cluster::schema::schema;
 use serde_json::Value;
 use serde_json::json;
 
@@ -261,8 +263,13 @@ async fn a_signal_that_was_recorded_stands() {
     let fixture = Fixture::new();
     fixture.put(resource::INTERRUPTION, interruption());
     let api = fixture.any(resource::INTERRUPTION);
-    let says = |key: &str, time: &str| {
-        Patch::Merge(json!({ "spec": { "signals": { key: { "time": time } } } }))
+    let says = |key: &str, second: &str| {
+        let time = format!("2026-11-22T12:00:0{second}Z");
+        let signal = json!({
+            "source": "queue", "kind": "interruption", "time": time, "heardAt": time,
+            "heardBy": "me",
+        });
+        Patch::Merge(json!({ "spec": { "signals": { key: signal } } }))
     };
     let params = PatchParams::default();
     api.patch("i-1", &params, &says("queue-interruption", "1")).await.unwrap();
@@ -272,6 +279,54 @@ async fn a_signal_that_was_recorded_stands() {
     assert_eq!(code(api.patch("i-1", &params, &gone).await), 422);
     let moved = Patch::Merge(json!({ "spec": { "node": "gpu-2" } }));
     assert_eq!(code(api.patch("i-1", &params, &moved).await), 422);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_schema_does_not_know_is_dropped_and_what_breaks_it_refused() {
+    let fixture = Fixture::new();
+    fixture.put(resource::INTERRUPTION, interruption());
+    let api = fixture.any(resource::INTERRUPTION);
+    let patch = |status: Value| Patch::Merge(json!({ "status": status }));
+    let params = PatchParams::default();
+    let strange = patch(json!({ "phase": "Saving", "mood": "good" }));
+    let after = api.patch_status("i-1", &params, &strange).await.unwrap();
+    assert_eq!(after.data["status"], json!({ "phase": "Saving" }));
+    for broken in [
+        json!({ "phase": 3 }),
+        json!({ "deadline": "soon" }),
+        json!({ "phase": "x".repeat(64) }),
+        json!({ "workloads": { "u1": { "pod": "train" } } }),
+    ] {
+        let refused = api.patch_status("i-1", &params, &patch(broken.clone())).await;
+        assert_eq!(code(refused), 422, "{broken}");
+    }
+}
+
+#[test]
+fn the_rules_of_our_definitions_are_all_kept() {
+    let mut told: Vec<&str> = [resource::INTERRUPTION, resource::CHECKPOINT]
+        .into_iter()
+        .flat_map(|kind| rules::immutable(kind).iter().map(|(_, why)| *why))
+        .chain([rules::SIGNAL_KEPT])
+        .collect();
+    let mut written = Vec::new();
+    for kind in [resource::INTERRUPTION, resource::CHECKPOINT] {
+        validations(schema(kind).unwrap(), &mut written);
+    }
+    told.sort_unstable();
+    written.sort_unstable();
+    assert_eq!(told, written);
+}
+
+/// The messages of all CEL rules of a schema.
+fn validations<'a>(schema: &'a Value, found: &mut Vec<&'a str>) {
+    let rules = schema["x-kubernetes-validations"].as_array().into_iter().flatten();
+    found.extend(rules.filter_map(|rule| rule["message"].as_str()));
+    let properties = schema["properties"].as_object().into_iter().flatten();
+    let others = schema.get("additionalProperties").into_iter().chain(schema.get("items"));
+    for inner in properties.map(|(_, inner)| inner).chain(others) {
+        validations(inner, found);
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -305,14 +360,21 @@ async fn apply_takes_away_what_its_manager_no_longer_says() {
         }))
     };
     let (agent, controller) = (PatchParams::apply("agent"), PatchParams::apply("controller"));
-    let saves = say(json!({ "u1": { "save": { "step": 3 } }, "u2": { "save": { "step": 4 } } }));
+    let workload =
+        |part: &str, value: Value| json!({ "namespace": "default", "pod": "train", part: value });
+    let save = |step: u32| workload("save", json!({ "state": "Saving", "step": step }));
+    let saves = say(json!({ "u1": save(3), "u2": save(4) }));
     api.patch_status("i-1", &agent, &saves).await.unwrap();
-    let drains = say(json!({ "u1": { "drain": { "grace": 15 } } }));
+    let drain = json!({
+        "decided": "2026-11-22T12:00:00Z", "by": "Evict", "reason": "Durable", "grace": 15,
+    });
+    let drains = say(json!({ "u1": workload("drain", drain.clone()) }));
     api.patch_status("i-1", &controller, &drains).await.unwrap();
-    let fewer = say(json!({ "u1": { "save": { "step": 5 } } }));
+    let fewer = say(json!({ "u1": save(5) }));
     let after = api.patch_status("i-1", &agent, &fewer).await.unwrap();
-    let expected = json!({ "u1": { "save": { "step": 5 }, "drain": { "grace": 15 } } });
-    assert_eq!(after.data["status"]["workloads"], expected);
+    let mut both = save(5);
+    both["drain"] = drain;
+    assert_eq!(after.data["status"]["workloads"], json!({ "u1": both }));
     let version = after.resource_version();
     let again = api.patch_status("i-1", &agent, &fewer).await.unwrap();
     assert_eq!(again.resource_version(), version, "an apply that changes nothing writes nothing");

@@ -25,6 +25,7 @@ pub mod patch;
 pub mod refusal;
 pub mod resource;
 pub mod rules;
+pub mod schema;
 pub mod selector;
 pub mod write;
 

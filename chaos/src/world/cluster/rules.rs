@@ -13,6 +13,7 @@ use crate::world::cluster::resource::NODE;
 use crate::world::cluster::resource::NODE_CLAIM;
 use crate::world::cluster::resource::POD;
 use crate::world::cluster::resource::Resource;
+use crate::world::cluster::schema;
 
 /// Checks an object that is about to be stored against what it was, and against itself.
 ///
@@ -20,6 +21,7 @@ use crate::world::cluster::resource::Resource;
 /// 422, naming the field.
 pub fn check(resource: Resource, old: Option<&Value>, new: &Value) -> Result<(), Refusal> {
     check_name(resource, new)?;
+    schema::check(resource, new)?;
     match resource {
         NODE => check_taints(new)?,
         POD => check_containers(new)?,

@@ -34,6 +34,7 @@ use crate::world::cluster::resource::Resource;
 use crate::world::cluster::resource::Scope;
 use crate::world::cluster::resource::Status;
 use crate::world::cluster::rules;
+use crate::world::cluster::schema;
 
 /// Metadata that only the server writes.
 const OF_SERVER: [&str; 7] = [
@@ -80,6 +81,7 @@ impl Cluster {
         }
         self.enter(resource, &mut object);
         admission::default(self, resource, &mut object)?;
+        schema::prune(resource, &mut object);
         rules::check(resource, None, &object)?;
         let entry = Managed {
             manager: caller.manager.clone(),
@@ -320,6 +322,7 @@ pub(super) fn prepare(
         new["metadata"]["generation"] = json!(generation);
     }
     if door != Door::Back {
+        schema::prune(resource, &mut new);
         rules::check(resource, Some(old), &new)?;
     }
     Ok(new)
