@@ -46,7 +46,7 @@ use tokio::task::JoinHandle;
 
 const CHUNK: u64 = 64 << 10;
 const NUMBERS: usize = 200_000;
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// An agent, as far as workloads meet it. Dropped, it is as if it had been killed.
 struct Agent {
@@ -109,7 +109,7 @@ impl Agent {
 
     /// Does what the node's plan does at a notice.
     async fn interrupt(&self, pod: &str) {
-        let deadline = Some(Deadline::after(self.clock.now(), Duration::from_secs(120)));
+        let deadline = Some(Deadline::after(self.clock.now(), Duration::from_mins(2)));
         let purpose = Purpose::Interruption;
         self.workloads.ask(&uid(pod), Notice { purpose, deadline });
         self.until(pod, |known| matches!(known.session, Session::HandedOver { .. })).await;
