@@ -26,6 +26,7 @@ use tracing::warn;
 
 use crate::adapters::cluster::Cluster;
 use crate::adapters::cluster::ClusterError;
+use crate::adapters::cluster::REQUEST_MAX;
 use crate::adapters::cluster::checkpoints;
 use crate::adapters::cluster::interruptions;
 use crate::adapters::cluster::interruptions::Subject;
@@ -294,7 +295,24 @@ async fn interruption(post: &Post, letter: &Letter) -> Result<(), ClusterError> 
     };
     convert::report_to_wire(&letter.report, letter.asked_at, &mut part);
     let uid = letter.pod.uid.as_str();
+    if matches!(letter.report.checkpoint, Checkpoint::Idle | Checkpoint::Unknown) {
+        let row = interruptions::read(&post.cluster, &instance, REQUEST_MAX).await?;
+        if let Some(before) = row.and_then(|mut row| row.status.workloads.remove(uid)) {
+            keep(&mut part, before);
+        }
+    }
     interruptions::apply_workload(&post.cluster, &instance, BY, (uid, &part)).await
+}
+
+/// What an agent before this one had told, where this one knows nothing of it: an apply takes away
+/// what it leaves out, and a saved workload must not look unsaved because the agent started again.
+fn keep(part: &mut Workload, before: Workload) {
+    part.save = before.save.or(part.save.take());
+    part.insurance = part.insurance.take().or(before.insurance);
+    part.slices = part.slices.take().or(before.slices);
+    if before.release.as_ref().is_some_and(|release| release.released_at.is_some()) {
+        part.release = before.release;
+    }
 }
 
 fn subject(post: &Post) -> Option<Subject> {

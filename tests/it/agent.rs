@@ -8,6 +8,9 @@ use std::time::Duration;
 
 use fake_nvml::Process;
 use fake_nvml::ProcessKind;
+use lifeboat::adapters::cluster::Cluster;
+use lifeboat::adapters::cluster::Slots;
+use lifeboat::adapters::cluster::interruptions;
 use lifeboat::agent::records::FOLDER;
 use lifeboat::clock::Clock;
 use lifeboat::config::Config;
@@ -304,6 +307,32 @@ async fn an_agent_with_work_in_hand_stays_until_the_slices_are_seen_free_and_tol
     let told = &node.record().unwrap()["status"]["workloads"]["8f7a"];
     assert_eq!(told["pod"], "train-0");
     assert!(told["release"]["releasedAt"].is_string(), "{told}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_an_agent_before_told_is_not_taken_back_by_one_that_does_not_know_it() {
+    let node = Node::new().await;
+    let first = node.start();
+    csi_ready(&node).await;
+    node.run_pod();
+    node.announce();
+    seconds(3).await;
+    drop(first);
+    let told = json!({"workloads": {"8f7a": {"namespace": "ml", "pod": "train-0", "save": {
+        "state": "Durable", "epoch": 2, "step": 9, "bytes": 5,
+        "durableAt": "2026-11-22T12:00:09Z",
+    }}}});
+    let api = kube_client(&node.api(), "lifeboat-system");
+    let cluster = Cluster::first_aid(api, &Slots::new(2, 0));
+    let (id, manager) = (ID.parse().unwrap(), "lifeboat-agent-8f7a");
+    interruptions::apply_status(&cluster, &id, manager, told).await.unwrap();
+    let _second = node.start();
+    seconds(1).await;
+    node.end_pod().await;
+    seconds(5).await;
+    let told = &node.record().unwrap()["status"]["workloads"]["8f7a"];
+    assert!(told["release"]["releasedAt"].is_string(), "{told}");
+    assert_eq!((&told["save"]["state"], &told["save"]["epoch"]), (&json!("Durable"), &json!(2)));
 }
 
 #[tokio::test(start_paused = true)]

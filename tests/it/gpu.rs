@@ -51,9 +51,19 @@ async fn a_process_on_a_real_gpu_is_seen_and_its_end_too() {
     println!("pid {} seen as {:?}", holder.id(), seen.as_deref().map(pids));
     drop(holder.stdin.take());
     holder.wait().unwrap();
+    if seen.is_none() && !in_the_hosts_namespace() {
+        return println!("SKIPPED: the driver lists no process of this namespace of pids");
+    }
     assert!(seen.is_some(), "the process never came on the list");
     let released = until(&nvml, |now| count(now) <= count(&before)).await;
     assert!(released.is_some(), "the process never left the list");
+}
+
+/// Whether pids here are the host's. Elsewhere a driver may list nothing, which is why the agent runs
+/// with `hostPID`. Source: Linux, `include/linux/proc_ns.h`, `PROC_PID_INIT_INO`.
+fn in_the_hosts_namespace() -> bool {
+    let own = std::fs::read_link("/proc/self/ns/pid");
+    own.is_ok_and(|own| own.as_os_str() == "pid:[4026531836]")
 }
 
 /// Asks until it is so, for ten seconds at most.
