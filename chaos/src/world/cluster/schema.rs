@@ -73,13 +73,11 @@ pub(super) fn check(resource: Resource, object: &Value) -> Result<(), Refusal> {
     let Some(schema) = schema(resource) else { return Ok(()) };
     let fault = ["spec", "status"].iter().find_map(|part| {
         let own = schema.pointer(&format!("/properties/{part}"))?;
-        match object.get(part) {
-            Some(value) => fault(own, value, part),
-            None => {
-                let required = items(schema, "/required").iter().any(|field| field == part);
-                required.then(|| ((*part).to_owned(), "Required value".to_owned()))
-            }
+        if let Some(value) = object.get(part) {
+            return fault(own, value, part);
         }
+        let required = items(schema, "/required").iter().any(|field| field == part);
+        required.then(|| ((*part).to_owned(), "Required value".to_owned()))
     });
     match fault {
         Some((field, why)) => Err(Refusal::invalid(resource.kind, name(object), &field, &why)),

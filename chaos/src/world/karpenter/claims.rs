@@ -37,6 +37,7 @@ use crate::world::cluster::write::Door;
 use crate::world::instances::Instance;
 use crate::world::instances::InstanceState;
 use crate::world::karpenter::Settings;
+use crate::world::karpenter::terminate::release;
 use crate::world::offerings::Offering;
 use crate::world::scheduler::quantity::Amounts;
 use crate::world::scheduler::quantity::amounts;
@@ -82,7 +83,11 @@ async fn live(world: World, settings: Settings, claim: Arc<Value>) {
     let target = Target::of(NODE_CLAIM, &claim);
     world.update(|state| {
         edit(&mut state.cluster, &target, |claim| {
-            claim["metadata"]["finalizers"] = json!([FINALIZER]);
+            let mut finalizers = items(claim, "/metadata/finalizers").to_vec();
+            if !finalizers.iter().any(|known| known == FINALIZER) {
+                finalizers.push(json!(FINALIZER));
+            }
+            claim["metadata"]["finalizers"] = Value::Array(finalizers);
         });
     });
     tokio::time::sleep(settings.launch).await;
@@ -162,7 +167,7 @@ fn refuse(cluster: &mut Cluster, target: &Target, claim: &Value) {
     cluster.create(&caller, EVENT, event).expect("an event of ours is whole");
     let deleted = cluster.delete(&caller, target, &DeleteOptions::of_uid(uid(claim)));
     deleted.expect("a claim that was looked at is there");
-    edit(cluster, target, |claim| claim["metadata"]["finalizers"] = json!([]));
+    release(cluster, target);
 }
 
 /// The instance has booted: its kubelet registers the node.

@@ -11,7 +11,6 @@ use crate::world::State;
 use crate::world::World;
 use crate::world::cluster::Caller;
 use crate::world::cluster::Cluster;
-use crate::world::cluster::object::annotation;
 use crate::world::cluster::object::condition;
 use crate::world::cluster::object::entries;
 use crate::world::cluster::object::is_deleting;
@@ -26,8 +25,8 @@ use crate::world::cluster::resource::NODE_POOL;
 use crate::world::cluster::resource::POD;
 use crate::world::karpenter::Provisions;
 use crate::world::karpenter::claims::offers;
-use crate::world::karpenter::terminate::DO_NOT_DISRUPT;
 use crate::world::karpenter::terminate::disrupted;
+use crate::world::karpenter::terminate::is_held;
 use crate::world::offerings::Offering;
 use crate::world::scheduler::fit::Room;
 use crate::world::scheduler::fit::has_ended;
@@ -89,7 +88,7 @@ fn waiting(cluster: &Cluster) -> Vec<Arc<Value>> {
         let node = cluster.find(NODE, text(pod, "/spec/nodeName"));
         let owned = items(pod, "/metadata/ownerReferences").first();
         let owned = owned.is_some_and(|owner| text(owner, "/kind") != "DaemonSet");
-        let held = annotation(pod, DO_NOT_DISRUPT) == "true";
+        let held = is_held(pod, cluster.now());
         node.is_some_and(|node| items(node, "/spec/taints").contains(&disrupted))
             && owned
             && !held

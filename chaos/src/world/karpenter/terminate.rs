@@ -50,10 +50,10 @@ const REQUEUE: Duration = Duration::from_secs(1);
 const STUCK: SignedDuration = SignedDuration::from_mins(1);
 
 /// The end of a node's time, if it has one.
-pub(super) const TIMESTAMP: &str = "karpenter.sh/nodeclaim-termination-timestamp";
+const TIMESTAMP: &str = "karpenter.sh/nodeclaim-termination-timestamp";
 
 /// Keeps Karpenter from evicting a pod.
-pub(super) const DO_NOT_DISRUPT: &str = "karpenter.sh/do-not-disrupt";
+const DO_NOT_DISRUPT: &str = "karpenter.sh/do-not-disrupt";
 
 /// Ends deleted claims and nodes for as long as it is polled.
 pub(super) async fn run(world: &World) {
@@ -237,13 +237,20 @@ fn end_pod(cluster: &mut Cluster, pod: &Value, by: Option<Timestamp>) {
         cluster.delete(&caller, &target, &options).expect("a pod that was listed is there");
         return;
     }
-    let held = annotation(pod, DO_NOT_DISRUPT) == "true";
-    if held || is_deleting(pod) {
+    if is_held(pod, now) || is_deleting(pod) {
         return;
     }
     if let Err(refusal) = cluster.evict(&caller, &target, &DeleteOptions::of_uid(uid(pod))) {
         tracing::debug!(pod = name(pod), "eviction refused: {}", refusal.message);
     }
+}
+
+/// Whether a pod is not to be disrupted: for good, or for so long after its start.
+pub(super) fn is_held(pod: &Value, now: Timestamp) -> bool {
+    let word = annotation(pod, DO_NOT_DISRUPT);
+    let lasts = word.parse::<SignedDuration>().ok();
+    let until = time(pod, "/status/startTime").zip(lasts).map(|(start, lasts)| start + lasts);
+    word == "true" || until.is_some_and(|until| now < until)
 }
 
 /// Ends the instance, and waits until EC2 says it is going.
@@ -261,7 +268,7 @@ async fn terminate(world: &World, instance: String) {
 }
 
 /// Lets an object go.
-fn release(cluster: &mut Cluster, target: &Target) {
+pub(super) fn release(cluster: &mut Cluster, target: &Target) {
     edit(cluster, target, |object| {
         let left = items(object, "/metadata/finalizers").iter();
         let left = left.filter(|finalizer| *finalizer != FINALIZER).cloned().collect();
