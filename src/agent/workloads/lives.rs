@@ -79,9 +79,15 @@ impl Registry {
                 self.set(id, Deed::Nothing);
                 self.finish(id);
             }
-            (Deed::Saving(_) | Deed::Nothing, _) if self.all_are(id, State::Finishing) => {
-                self.set(id, Deed::Nothing);
-                self.finish(id);
+            (Deed::Nothing, _) if self.all_are(id, State::Finishing) => self.finish(id),
+            (Deed::Saving(save), _) if self.all_are(id, State::Finishing) => {
+                // Once it stores it may commit at any moment, and the end must come after that.
+                if save.is_storing() {
+                    self.hear_no_more(id);
+                } else {
+                    self.set(id, Deed::Nothing);
+                    self.finish(id);
+                }
             }
             (Deed::Saving(_), _) => self.gather(id),
             (Deed::Restoring { .. }, Outcome::Pending) => {
@@ -396,6 +402,10 @@ impl Registry {
             return;
         }
         let (purpose, deadline, began) = (save.purpose, save.deadline, save.began);
+        if self.all_are(id, State::Finishing) {
+            return self.on_saved_before_the_end(id, result);
+        }
+        let Some(life) = self.lives.get_mut(&id) else { return };
         let now = self.means.clock.now();
         let took = Duration::try_from(now.duration_since(began)).unwrap_or_default();
         match result {
@@ -410,6 +420,29 @@ impl Registry {
                 metrics::checkpoint(error.label(), 0, took);
                 warn!(life = id, error = %Chain(&error), "checkpoint not saved");
                 self.on_save_failed(id, number, &error);
+            }
+        }
+    }
+
+    /// The program has ended its work while it was saved: whatever came of that, the end follows.
+    fn on_saved_before_the_end(&mut self, id: LifeId, result: Result<Committed, SaveError>) {
+        let now = self.means.clock.now();
+        if let Some(life) = self.lives.get_mut(&id) {
+            life.deed = Deed::Nothing;
+            match result {
+                Ok(committed) => life.committed(committed, now),
+                Err(_) => life.standing = Standing::Unknown,
+            }
+        }
+        self.advance(id);
+    }
+
+    /// A save gets nothing more from its ranks: it ends with what it has, or not at all.
+    fn hear_no_more(&mut self, id: LifeId) {
+        let Some(life) = self.lives.get(&id) else { return };
+        for (_, number) in life.sessions().collect::<Vec<_>>() {
+            if let Some(session) = self.sessions.get_mut(&number) {
+                session.saving = None;
             }
         }
     }

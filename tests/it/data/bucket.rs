@@ -1,13 +1,11 @@
 //! A bucket in memory that counts what is asked of it, and stops answering when told.
 
 use std::fmt;
-use std::ops::Range;
 use std::pin::Pin;
 use std::sync::Mutex;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 
-use bytes::Bytes;
 use futures::stream::BoxStream;
 use object_store::CopyOptions;
 use object_store::GetOptions;
@@ -107,20 +105,6 @@ impl ObjectStore for Counting {
         Self: 'f,
     {
         Box::pin(async move { self.inner.get_opts(location, options).await })
-    }
-
-    fn get_ranges<'r0, 'r1, 'r2, 'f>(
-        &'r0 self,
-        location: &'r1 Path,
-        ranges: &'r2 [Range<u64>],
-    ) -> Pin<Box<dyn Future<Output = Result<Vec<Bytes>>> + Send + 'f>>
-    where
-        'r0: 'f,
-        'r1: 'f,
-        'r2: 'f,
-        Self: 'f,
-    {
-        Box::pin(async move { self.inner.get_ranges(location, ranges).await })
     }
 
     fn delete_stream(
