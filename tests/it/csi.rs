@@ -35,7 +35,7 @@ use tonic::codegen::http::uri::PathAndQuery;
 use tonic::transport::Endpoint;
 use tonic_prost::ProstCodec;
 
-pub const TARGET: &str =
+pub(crate) const TARGET: &str =
     "/var/lib/kubelet/pods/8f7a/volumes/kubernetes.io~csi/lifeboat-socket/mount";
 
 struct Node {
@@ -95,7 +95,7 @@ impl Node {
 }
 
 /// Has the volume at [`TARGET`] published on the node below `root`.
-pub async fn publish(root: &Path, context: &[(&str, &str)]) -> Result<(), Status> {
+pub(crate) async fn publish(root: &Path, context: &[(&str, &str)]) -> Result<(), Status> {
     let said = context.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
     let request = wire::NodePublishVolumeRequest {
         volume_id: "csi-1".to_owned(),
@@ -110,7 +110,7 @@ pub async fn publish(root: &Path, context: &[(&str, &str)]) -> Result<(), Status
 }
 
 /// Has it unpublished.
-pub async fn unpublish(root: &Path) -> Result<(), Status> {
+pub(crate) async fn unpublish(root: &Path) -> Result<(), Status> {
     let request = wire::NodeUnpublishVolumeRequest {
         volume_id: "csi-1".to_owned(),
         target_path: TARGET.to_owned(),
@@ -135,7 +135,7 @@ where
 }
 
 /// Through the folder's descriptor, as a path of any length.
-pub async fn connect(path: PathBuf) -> std::io::Result<TokioIo<UnixStream>> {
+pub(crate) async fn connect(path: PathBuf) -> std::io::Result<TokioIo<UnixStream>> {
     use std::os::fd::AsRawFd;
     let folder = std::fs::File::open(path.parent().unwrap())?;
     let short = Path::new("/proc/self/fd").join(folder.as_raw_fd().to_string());
@@ -161,7 +161,7 @@ fn means() -> Means {
     }
 }
 
-pub const POD: [(&str, &str); 6] = [
+pub(crate) const POD: [(&str, &str); 6] = [
     ("csi.storage.k8s.io/ephemeral", "true"),
     ("csi.storage.k8s.io/pod.name", "train-0"),
     ("csi.storage.k8s.io/pod.namespace", "ml"),

@@ -87,7 +87,6 @@ fn hold_a_gpu() -> Option<Child> {
         .ok()?;
     let mut line = String::new();
     BufReader::new(child.stdout.take()?).read_line(&mut line).ok()?;
-    println!("holder says: {}", line.trim());
     if line.trim() == "ready" {
         return Some(child);
     }

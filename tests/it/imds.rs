@@ -1,4 +1,4 @@
-//! The agent's IMDS client against the simulated service: one test for each rule of IMDSv2.
+//! The agent's IMDS client against the simulated service: one test for each of its rules.
 
 use std::sync::Arc;
 use std::sync::Mutex;
