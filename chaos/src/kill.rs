@@ -82,7 +82,7 @@ pub async fn after_write(programs: &Path, number: u32) -> anyhow::Result<Killed>
     );
     let resumed = resumed(&cast).await;
     let saved = saved_step(&cast);
-    let broken = cast.world.read(|state| checkers::bucket(state));
+    let broken = cast.world.read(checkers::bucket);
     let said = cast.events().iter().map(|event| event.what.to_string()).collect::<Vec<_>>();
     cast.end().await;
     let (Some(saved), Some(resumed)) = (saved, resumed) else {

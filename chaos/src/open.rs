@@ -56,9 +56,9 @@ pub async fn open(folder: &Path) -> anyhow::Result<Open> {
     ];
     let (mut addresses, mut served) = (Vec::new(), Vec::new());
     for (name, wire, path) in wires {
-        let server = serve::serve(wire).await?;
-        addresses.push((name, format!("{}{path}", server.url())));
-        served.push(server);
+        let door = serve::serve(wire).await?;
+        addresses.push((name, format!("{}{path}", door.url())));
+        served.push(door);
     }
     let behaviours = behaviours.start(&world);
     Ok(Open { addresses, _served: served, _behaviours: behaviours })

@@ -181,7 +181,7 @@ impl Scenario {
         self.chronicle().catch_up();
         let events = self.chronicle().events().to_vec();
         let beginning = self.world.clock().clone();
-        let elapsed = Duration::try_from(self.started.elapsed()).unwrap_or_default();
+        let elapsed = self.started.elapsed();
         let end = beginning.now();
         let start = end.saturating_sub(elapsed).unwrap_or(Timestamp::MIN);
         let quiet = self.faults.quiet_from();

@@ -80,7 +80,7 @@ impl Script {
             acts: Vec::new(),
             expects: Vec::new(),
             nevers: Vec::new(),
-            end: Duration::from_secs(180),
+            end: Duration::from_mins(3),
         };
         for (index, line) in text.lines().enumerate() {
             let line = line.split('#').next().unwrap_or("");

@@ -320,6 +320,7 @@ mod tests {
     }
 
     #[track_caller]
+    #[allow(clippy::trivially_copy_pass_by_ref, reason = "a kind may grow")]
     fn check_kind(event: &Value, expected: &Kind) {
         match reading(event).unwrap() {
             Reading::Event(event) => {

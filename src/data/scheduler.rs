@@ -552,7 +552,7 @@ mod tests {
             turn.moved();
         }
         assert_eq!(scheduler.rate(), Rate::Measured { bytes_per_second: 100 });
-        tokio::time::sleep(Duration::from_secs(60)).await;
+        tokio::time::sleep(Duration::from_mins(1)).await;
         assert_eq!(scheduler.rate(), Rate::Measured { bytes_per_second: 100 });
         let outlook = scheduler.outlook(Timestamp::UNIX_EPOCH);
         assert_eq!(outlook[0].eta, Some(Duration::from_secs(5)));

@@ -32,7 +32,7 @@ const CRATES: &[&str] = &["http_body_util", "hyper_util"];
 /// What a function's name does not begin with.
 const BANNED_STARTS: &[&str] = &["get_", "handle_", "process_", "do_"];
 
-/// Names that the standard library and object_store gave, and one that is plain English.
+/// Names that the standard library and `object_store` gave, and one that is plain English.
 const OTHERS_NAMES: &[&str] = &["get_mut", "get_opts", "get_ranges", "get_ready"];
 
 /// What must not be left behind. Put together here, so that this file is clean itself.

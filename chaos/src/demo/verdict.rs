@@ -101,7 +101,7 @@ pub(super) fn first(
         record.map_or(Value::Null, |record| Value::clone(record))
     });
     let mut all = vec![
-        seen.heard(&record),
+        Seen::heard(&record),
         seen.fenced(),
         seen.held(),
         seen.message_after_record(),
@@ -164,7 +164,7 @@ fn closed(record: &Value) -> Observation {
 }
 
 impl Seen<'_> {
-    fn heard(&self, record: &Value) -> Observation {
+    fn heard(record: &Value) -> Observation {
         let signals = record.pointer("/spec/signals").and_then(Value::as_object);
         let sources: Vec<&str> =
             signals.into_iter().flatten().map(|(_, it)| object::text(it, "/source")).collect();

@@ -53,7 +53,7 @@ impl Scenario {
     /// `announce NODE [by queue|imds|both] [in D] [queue-after D] [imds-after D] [twice]`
     fn announce(&mut self, line: &Line) -> Result<(), ScriptError> {
         let instance = self.instance(line)?;
-        let ahead = line.duration("in")?.unwrap_or(Duration::from_secs(120));
+        let ahead = line.duration("in")?.unwrap_or(Duration::from_mins(2));
         let by = line.option("by").unwrap_or("both");
         let imds_after = line.duration("imds-after")?.unwrap_or_default();
         let now = self.world.now();

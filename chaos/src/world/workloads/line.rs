@@ -43,8 +43,8 @@ impl Line {
         let (mut sent, mut beside) = (0, descriptors);
         while sent < bytes.len() {
             self.stream.writable().await?;
-            let send = || fd::send(self.stream.as_fd(), &bytes[sent..], beside);
-            match self.stream.try_io(Interest::WRITABLE, send) {
+            let write = || fd::send(self.stream.as_fd(), &bytes[sent..], beside);
+            match self.stream.try_io(Interest::WRITABLE, write) {
                 Ok(count) => {
                     sent += count;
                     beside = &[];

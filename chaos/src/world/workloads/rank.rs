@@ -223,6 +223,7 @@ impl Rank {
         }
     }
 
+    #[expect(clippy::too_many_arguments, reason = "a frame, what came beside it, and both ends")]
     async fn on(
         &mut self,
         frame: ToWorkload,
