@@ -636,3 +636,60 @@ async fn the_end_of_a_pod_without_an_interruption_is_proven() {
     let index = index.expect("an index with the proof");
     assert!(index["status"]["ended"][uid(&pod)]["proof"].is_string(), "{index}");
 }
+
+mod bodies {
+    use lifeboat::adapters::eventbridge;
+    use lifeboat::adapters::eventbridge::Home;
+    use proptest::prelude::*;
+    use serde_json::Value;
+    use serde_json::json;
+
+    fn home() -> Home {
+        Home { region: "us-east-2".to_owned(), account: None }
+    }
+
+    fn scalar() -> impl Strategy<Value = Value> {
+        prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            "\\PC{0,20}".prop_map(Value::from),
+            "i-[0-9a-f]{8}".prop_map(Value::from),
+        ]
+    }
+
+    fn any_json() -> impl Strategy<Value = Value> {
+        scalar().prop_recursive(3, 24, 4, |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+                prop::collection::btree_map("[a-z-]{1,12}", inner, 0..4).prop_map(|map| json!(map)),
+            ]
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_the_parser_panic(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
+            drop(eventbridge::read(&bytes, &home(), jiff::Timestamp::UNIX_EPOCH));
+        }
+
+        #[test]
+        fn no_json_in_an_event_makes_the_parser_panic(
+            detail in any_json(), resources in any_json(), which in 0..5_usize,
+        ) {
+            let kinds = [
+                ("aws.ec2", "EC2 Spot Instance Interruption Warning"),
+                ("aws.ec2", "EC2 Instance Rebalance Recommendation"),
+                ("aws.ec2", "EC2 Instance State-change Notification"),
+                ("aws.ec2", "EC2 Capacity Reservation Instance Interruption Warning"),
+                ("aws.health", "AWS Health Event"),
+            ];
+            let (source, detail_type) = kinds[which];
+            let body = json!({
+                "source": source, "detail-type": detail_type, "region": "us-east-2",
+                "time": "1970-01-01T00:00:00Z", "resources": resources, "detail": detail,
+            });
+            drop(eventbridge::read(body.to_string().as_bytes(), &home(), jiff::Timestamp::UNIX_EPOCH));
+        }
+    }
+}
