@@ -71,7 +71,8 @@ struct Stage {
     faults: Faults,
     settings: BTreeMap<String, String>,
     controllers: BTreeMap<usize, JoinSet<()>>,
-    around: JoinSet<()>,
+    /// The cluster around the controller: it ends with the stage.
+    _around: JoinSet<()>,
 }
 
 impl Stage {
@@ -107,7 +108,7 @@ impl Stage {
         let settings = settings.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
         let faults = Faults::new(Plan::default(), 7);
         let settings = settings.collect();
-        let stage = Self { world, faults, settings, controllers: BTreeMap::new(), around };
+        let stage = Self { world, faults, settings, controllers: BTreeMap::new(), _around: around };
         stage.node("gpu-1", INSTANCE);
         stage
     }
