@@ -641,6 +641,7 @@ impl Registry {
             demand: self.demand(life, Direction::Restore, None)?,
             proof: life.proof.subscribe(),
             waiting: tell,
+            stirred: Arc::clone(&self.stirred),
             numbers: Arc::clone(&self.numbers),
         };
         Some((restoring, waiting))

@@ -16,6 +16,7 @@ use lifeboat_domain::workload::Purpose;
 use lifeboat_protocol::frame;
 use lifeboat_protocol::frame::ToWorkload;
 use tokio::net::UnixListener;
+use tokio::sync::Notify;
 use tokio::sync::mpsc;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -73,6 +74,7 @@ pub(super) struct Registry {
     pub(super) means: Means,
     pub(super) buffers: Buffers,
     pub(super) numbers: Arc<AtomicU64>,
+    pub(super) stirred: Arc<Notify>,
     pub(super) pods: BTreeMap<PodUid, Pod>,
     pub(super) sessions: BTreeMap<SessionId, Session>,
     pub(super) lives: BTreeMap<LifeId, Life>,
@@ -149,6 +151,7 @@ impl Registry {
         Self {
             buffers: Buffers::new(warm),
             numbers: Arc::new(AtomicU64::new(1)),
+            stirred: Arc::new(Notify::new()),
             pods: BTreeMap::new(),
             sessions: BTreeMap::new(),
             lives: BTreeMap::new(),
@@ -181,6 +184,7 @@ impl Registry {
                 }
                 Some((number, heard)) = self.heard.recv() => self.on_heard(number, heard),
                 Some((uid, connection)) = self.connected.recv() => self.on_connection(uid, connection),
+                () = self.stirred.notified() => (),
                 () = sleep_until(due), if due.is_some() => (),
             }
             self.on_time(Instant::now());

@@ -27,6 +27,7 @@ use lifeboat_protocol::frame::RingId;
 use lifeboat_protocol::frame::ToWorkload;
 use lifeboat_protocol::frame::Waiting;
 use lifeboat_protocol::frame::Zeros;
+use tokio::sync::Notify;
 use tokio::sync::mpsc;
 use tokio::sync::watch;
 use tracing::info;
@@ -131,6 +132,8 @@ pub(super) struct Restoring {
     pub(super) proof: watch::Receiver<Option<Proof>>,
     /// Told of what is waited for.
     pub(super) waiting: watch::Sender<Option<Holder>>,
+    /// Wakes who asks for the proof.
+    pub(super) stirred: Arc<Notify>,
     /// Numbers restores and rings on this agent.
     pub(super) numbers: Arc<AtomicU64>,
 }
@@ -168,7 +171,7 @@ impl Restoring {
         let number = self.numbers.fetch_add(1, Ordering::Relaxed);
         let beginning = restore::beginning(&self.means, self.wish).await?;
         let gate = beginning.gate(&self.life.holder.pod_uid);
-        self.waiting.send_replace(holder(&beginning, &gate));
+        self.wait_for(holder(&beginning, &gate));
         let ready = tokio::select! {
             biased;
             ready = self.get_ready(number, &beginning, ranks) => ready?,
@@ -191,13 +194,19 @@ impl Restoring {
                 return Err(RestoreError::Superseded { epoch, holder });
             }
         }
-        self.waiting.send_replace(None);
+        self.wait_for(None);
         tell(ranks, &self.go_on(number, &beginning, &ready.proof));
         Ok(Some(Resumed {
             claimed: beginning.number(),
             parent: state.map(|state| state.epoch),
             digests: ready.digests,
         }))
+    }
+
+    /// Tells whose end is waited for, so that somebody asks for the proof of it.
+    fn wait_for(&self, holder: Option<Holder>) {
+        self.waiting.send_replace(holder);
+        self.stirred.notify_one();
     }
 
     /// Reads ahead, and then waits for the proof.
