@@ -17,6 +17,7 @@ use crate::deadline::Deadline;
 use crate::deadline::later;
 use crate::policy::Policy;
 use crate::progress;
+use crate::workload::Checkpoint;
 use crate::workload::Containers;
 use crate::workload::Proof;
 use crate::workload::SILENCE;
@@ -140,9 +141,9 @@ impl Witness<'_> {
     /// The first proof that there is, for the gate of the pod's successor.
     pub fn proof(&self, now: Timestamp) -> Option<Proof> {
         let pod = &self.workload.pod;
-        if self.workload.report.release.is_released() {
+        if self.workload.report.release.is_released() && !self.is_being_stored() {
             Some(Proof::Released)
-        } else if matches!(pod.containers, Containers::Ended { .. }) {
+        } else if matches!(pod.containers, Containers::Ended { .. }) && !self.is_being_stored() {
             Some(Proof::ContainersEnded)
         } else if matches!(self.fate, Fate::Going | Fate::Gone { .. }) {
             Some(Proof::InstanceGone)
@@ -151,6 +152,14 @@ impl Witness<'_> {
         } else {
             self.proof_by_silence(now)
         }
+    }
+
+    /// The agent may hold the state of a pod that has ended, and finish storing it alone. A successor
+    /// that goes on before would claim the number of that very save, and the work would be lost.
+    fn is_being_stored(&self) -> bool {
+        let stored = matches!(self.workload.bucket, Bucket::Manifest(_));
+        let checkpoint = &self.workload.report.checkpoint;
+        !stored && matches!(checkpoint, Checkpoint::Asked | Checkpoint::Saving { .. })
     }
 
     /// A node that is silent, or a pod out of the API, some time after both should have ended.
