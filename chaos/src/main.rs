@@ -1,14 +1,20 @@
 //! The program `chaos`: scenarios, the swarm, simulators on sockets, and the demo.
 
+use std::path::Path;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Context;
+use clap::Args;
 use clap::Parser;
 use clap::Subcommand;
 use lifeboat_chaos::demo;
 use lifeboat_chaos::scenario;
+use lifeboat_chaos::scenario::Outcome;
 use lifeboat_chaos::script::Script;
+use lifeboat_chaos::swarm;
+use tracing_subscriber::EnvFilter;
 
 /// Simulated interruptions, and what must hold in them.
 #[derive(Parser)]
@@ -20,13 +26,27 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Runs a script in virtual time and prints its trace.
+    /// Runs a script, or what is drawn from a seed, in virtual time and prints its trace.
     Run {
-        /// The script.
-        script: PathBuf,
-        /// The seed of names and chances.
-        #[arg(long, default_value_t = 1)]
-        seed: u64,
+        #[command(flatten)]
+        what: What,
+        /// What the programs log, to standard error, as in `lifeboat=debug`.
+        #[arg(long)]
+        log: Option<String>,
+    },
+    /// Runs it twice and compares the traces byte for byte.
+    Meta {
+        #[command(flatten)]
+        what: What,
+    },
+    /// Runs what is drawn from one seed after another until the time is over or one fails.
+    Swarm {
+        /// How long to go on, in seconds of this machine's time.
+        #[arg(long, default_value_t = 30)]
+        seconds: u64,
+        /// The first seed; without it, one that nobody had before.
+        #[arg(long)]
+        seed: Option<u64>,
     },
     /// Shows one whole interruption, with the production programs as processes.
     Demo {
@@ -39,10 +59,22 @@ enum Command {
     },
 }
 
+/// A script with a seed of names and chances, or a seed that all of it is drawn from.
+#[derive(Args)]
+struct What {
+    /// The script; without it, one is drawn from the seed.
+    script: Option<PathBuf>,
+    /// The seed.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+}
+
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let done = match arguments.command {
-        Command::Run { script, seed } => run(&script, seed),
+        Command::Run { what, log } => run(&what, log.as_deref()),
+        Command::Meta { what } => meta(&what),
+        Command::Swarm { seconds, seed } => swarm(Duration::from_secs(seconds), seed),
         Command::Demo { json, logs } => show(json, logs),
     };
     match done {
@@ -54,19 +86,43 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(path: &std::path::Path, seed: u64) -> anyhow::Result<ExitCode> {
-    let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
-    let script = Script::parse(&text).with_context(|| path.display().to_string())?;
-    let outcome = scenario::run(&script, seed)?;
-    outcome.trace.iter().for_each(|line| print(line));
-    for unmet in &outcome.unmet {
-        print(&format!("UNMET {unmet}"));
+fn run(what: &What, log: Option<&str>) -> anyhow::Result<ExitCode> {
+    if let Some(filter) = log {
+        let filter = EnvFilter::try_new(filter).context("`--log`")?;
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     }
-    for broken in &outcome.broken {
-        print(&format!("BROKEN {broken}"));
+    let text = what.text()?;
+    if what.script.is_none() {
+        print(&text);
     }
-    let well = outcome.unmet.is_empty() && outcome.broken.is_empty();
-    Ok(if well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let outcome = scenario::run(&what.parse(&text)?, what.seed)?;
+    report(&outcome);
+    Ok(code(outcome.is_well()))
+}
+
+fn meta(what: &What) -> anyhow::Result<ExitCode> {
+    let script = what.parse(&what.text()?)?;
+    let first = scenario::run(&script, what.seed)?.trace;
+    let second = scenario::run(&script, what.seed)?.trace;
+    if let Some((one, other)) = scenario::difference(&first, &second) {
+        print(&format!("DIFFERS\n  {one}\n  {other}"));
+        return Ok(ExitCode::FAILURE);
+    }
+    print(&format!("{} lines, twice the same", first.len()));
+    Ok(ExitCode::SUCCESS)
+}
+
+fn swarm(length: Duration, first: Option<u64>) -> anyhow::Result<ExitCode> {
+    let found = swarm::run(first.unwrap_or_else(|| fastrand::u64(..1 << 32)), length)?;
+    let runs = found.runs;
+    let Some(failed) = found.failed else {
+        print(&format!("{runs} runs, no rule broken; the first seed was {}", found.first));
+        return Ok(ExitCode::SUCCESS);
+    };
+    print(&failed.text);
+    report(&failed.outcome);
+    print(&format!("{runs} runs; the last failed: `chaos run --seed {}` repeats it", failed.seed));
+    Ok(ExitCode::FAILURE)
 }
 
 fn show(json: Option<PathBuf>, logs: Option<PathBuf>) -> anyhow::Result<ExitCode> {
@@ -75,6 +131,32 @@ fn show(json: Option<PathBuf>, logs: Option<PathBuf>) -> anyhow::Result<ExitCode
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let seen = runtime.block_on(demo::run(&demo::Options { programs, json, logs }))?;
     Ok(if seen { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+impl What {
+    fn text(&self) -> anyhow::Result<String> {
+        let Some(path) = &self.script else { return Ok(swarm::draw(self.seed)) };
+        std::fs::read_to_string(path).with_context(|| path.display().to_string())
+    }
+
+    fn parse(&self, text: &str) -> anyhow::Result<Script> {
+        let name = self.script.as_deref().unwrap_or(Path::new("the drawn script"));
+        Script::parse(text).with_context(|| name.display().to_string())
+    }
+}
+
+fn report(outcome: &Outcome) {
+    outcome.trace.iter().for_each(|line| print(line));
+    for unmet in &outcome.unmet {
+        print(&format!("UNMET {unmet}"));
+    }
+    for broken in &outcome.broken {
+        print(&format!("BROKEN {broken}"));
+    }
+}
+
+fn code(well: bool) -> ExitCode {
+    if well { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 #[expect(clippy::print_stdout, reason = "the one place that talks to a person")]

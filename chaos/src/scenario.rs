@@ -10,6 +10,7 @@ use std::time::Duration;
 use futures::FutureExt;
 use jiff::Timestamp;
 use lifeboat::clock::Clock;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -57,6 +58,13 @@ pub struct Outcome {
     pub broken: Vec<Broken>,
 }
 
+impl Outcome {
+    /// Whether all expectations were met and no rule was broken.
+    pub fn is_well(&self) -> bool {
+        self.unmet.is_empty() && self.broken.is_empty()
+    }
+}
+
 /// Why a script could not be run.
 #[derive(Debug, thiserror::Error)]
 pub enum ScenarioError {
@@ -74,9 +82,8 @@ pub struct Scenario {
     faults: Faults,
     programs: Programs,
     chronicle: Arc<Mutex<Chronicle>>,
-    controllers: BTreeMap<usize, JoinSet<()>>,
-    /// Controllers that come back, by when.
-    returning: Vec<(Instant, usize)>,
+    /// Kills a controller, by its number, and says how long it stays away.
+    controllers: BTreeMap<usize, watch::Sender<Duration>>,
     tasks: JoinSet<()>,
     started: Instant,
 }
@@ -84,6 +91,17 @@ pub struct Scenario {
 /// Runs a script with a seed, on a runtime of its own whose clock is virtual.
 pub fn run(script: &Script, seed: u64) -> Result<Outcome, ScenarioError> {
     run_with(script, seed, Plan::default())
+}
+
+/// The first lines in which two traces differ, numbered.
+pub fn difference(one: &[String], other: &[String]) -> Option<(String, String)> {
+    let lines = one.len().max(other.len());
+    let numbered = |trace: &[String], index: usize| {
+        let text = trace.get(index).map_or("(nothing)", String::as_str);
+        format!("line {}: {text}", index + 1)
+    };
+    let differs = (0..lines).find(|index| one.get(*index) != other.get(*index));
+    differs.map(|index| (numbered(one, index), numbered(other, index)))
 }
 
 /// As [`run`], with faults beyond those of the script.
@@ -97,10 +115,10 @@ async fn play(script: &Script, seed: u64, plan: Plan) -> Result<Outcome, Scenari
     let folder = tempfile::tempdir()?;
     let mut scenario = Scenario::new(script, seed, plan, folder.path())?;
     for (at, act) in &script.acts {
-        scenario.wait_until(scenario.started + *at).await;
+        tokio::time::sleep_until(scenario.started + *at).await;
         scenario.act(act)?;
     }
-    scenario.wait_until(scenario.started + script.end).await;
+    tokio::time::sleep_until(scenario.started + script.end).await;
     Ok(scenario.outcome(script))
 }
 
@@ -138,7 +156,6 @@ impl Scenario {
             programs,
             chronicle,
             controllers: BTreeMap::new(),
-            returning: Vec::new(),
             tasks,
             started: Instant::now(),
         };
@@ -147,28 +164,9 @@ impl Scenario {
     }
 
     fn start_controller(&mut self, number: usize) {
-        let programs = self.programs.clone();
-        let mut task = JoinSet::new();
-        task.spawn(async move { programs.controller(number).await });
-        self.controllers.insert(number, task);
-    }
-
-    fn crash_controller(&mut self, number: usize, away: Option<Duration>) {
-        self.controllers.remove(&number);
-        self.returning.push((Instant::now() + away.unwrap_or(RETURN), number));
-        self.returning.sort();
-    }
-
-    /// Waits, and brings killed controllers back meanwhile.
-    async fn wait_until(&mut self, until: Instant) {
-        while let Some((at, number)) =
-            self.returning.first().copied().filter(|(at, _)| *at <= until)
-        {
-            tokio::time::sleep_until(at).await;
-            self.returning.remove(0);
-            self.start_controller(number);
-        }
-        tokio::time::sleep_until(until).await;
+        let (programs, (kill, killed)) = (self.programs.clone(), watch::channel(RETURN));
+        self.controllers.insert(number, kill);
+        self.tasks.spawn(async move { controller(programs, number, killed).await });
     }
 
     fn chronicle(&self) -> MutexGuard<'_, Chronicle> {
@@ -176,10 +174,11 @@ impl Scenario {
     }
 
     fn outcome(mut self, script: &Script) -> Outcome {
-        self.controllers.clear();
         self.tasks.abort_all();
         self.chronicle().catch_up();
-        let events = self.chronicle().events().to_vec();
+        let mut events = self.chronicle().events().to_vec();
+        // A diary is read after the world, and may tell of an earlier moment.
+        events.sort_by_key(|event| event.at);
         let beginning = self.world.clock().clone();
         let elapsed = self.started.elapsed();
         let end = beginning.now();
@@ -256,6 +255,20 @@ impl Around {
     }
 }
 
+/// One replica: runs until it is killed, and comes back after the time that it was told.
+async fn controller(programs: Programs, number: usize, mut killed: watch::Receiver<Duration>) {
+    loop {
+        tokio::select! {
+            biased;
+            _ = killed.changed() => {
+                let away = *killed.borrow_and_update();
+                tokio::time::sleep(away).await;
+            }
+            () = programs.controller(number) => return,
+        }
+    }
+}
+
 /// What stands beside each kubelet: NVIDIA's library and the pod-resources service.
 pub(crate) async fn beside(world: World, node: String, root: std::path::PathBuf) {
     if let Err(error) = programs::install_nvml(&root) {
@@ -304,12 +317,27 @@ fn unmet(script: &Script, events: &[Event], start: Timestamp) -> Vec<String> {
             unmet.push(format!("line {}: `{text}` was not seen in its time", expect.number));
         }
     }
+    unmet.extend(script.orders.iter().filter_map(|order| out_of_order(order, events)));
     for never in &script.nevers {
         if let Some(event) = events.iter().find(|event| says(&event.what.to_string(), never)) {
             unmet.push(format!("`{never}` was seen: {}", line(event, start)));
         }
     }
     unmet
+}
+
+/// What of an order is missing, or comes before what it should follow: first times count.
+fn out_of_order(order: &[String], events: &[Event]) -> Option<String> {
+    let first = |text: &String| events.iter().position(|event| says(&event.what.to_string(), text));
+    let mut last = None;
+    for text in order {
+        let Some(found) = first(text) else { return Some(format!("`{text}` was not seen")) };
+        if last.is_some_and(|last| found < last) {
+            return Some(format!("`{text}` came too early"));
+        }
+        last = Some(found);
+    }
+    None
 }
 
 /// Whether a line has these words in this order; each may be the beginning of one of its words.

@@ -1,7 +1,7 @@
 //! Scenarios as text: a small cluster, what happens to it and when, and what must be seen.
 //!
 //! A script reads from the top. Lines without a time set the stage, lines with a time act on it,
-//! `expect` lines say what the trace must hold, `never` lines what it must not. `#` opens a comment; the
+//! `expect` lines say what the trace must hold, `order` lines in which order, `never` lines what it must not. `#` opens a comment; the
 //! first one is the title.
 //!
 //! ```text
@@ -12,6 +12,7 @@
 //! 00:05  announce gpu-1 by both
 //! expect 00:05 fence gpu-1 within 1s
 //! never evicted train-a
+//! order fence put on gpu-1, evict train-a
 //! end 02:30
 //! ```
 
@@ -31,6 +32,8 @@ pub struct Script {
     pub acts: Vec<(Duration, Line)>,
     /// What the trace must hold.
     pub expects: Vec<Expect>,
+    /// What must first be seen in this order.
+    pub orders: Vec<Vec<String>>,
     /// What the trace must not hold.
     pub nevers: Vec<String>,
     /// When the run ends.
@@ -79,6 +82,7 @@ impl Script {
             stage: Vec::new(),
             acts: Vec::new(),
             expects: Vec::new(),
+            orders: Vec::new(),
             nevers: Vec::new(),
             end: Duration::from_mins(3),
         };
@@ -100,6 +104,10 @@ impl Script {
                 self.policy.insert(key, value);
             }
             "expect" => self.expects.push(line.expect()?),
+            "order" => {
+                let text = line.words[1..].join(" ");
+                self.orders.push(text.split(", ").map(str::to_owned).collect());
+            }
             "never" => self.nevers.push(line.words[1..].join(" ")),
             "end" => {
                 let [_, at] = line.exactly()?;

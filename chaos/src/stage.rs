@@ -25,6 +25,7 @@ use crate::world::workloads::Behavior;
 use crate::world::workloads::Dies;
 use crate::world::workloads::HandOver;
 use crate::world::workloads::Kind;
+use crate::world::workloads::Speaks;
 
 /// The pool that the nodes of a script are of.
 pub const POOL: &str = "gpu-spot";
@@ -229,7 +230,7 @@ fn template(line: &Line, name: &str) -> Result<Value, ScriptError> {
 }
 
 /// `[state B] [step D] [steps N] [ranks N] [kind sdk|sigterm|deaf|refuses] [safe-point] [files]
-/// [dies given|taken] [sigterm D]`
+/// [dies given|taken] [ends-in D] [speaks newer|older]`
 fn behavior(line: &Line) -> Result<Behavior, ScriptError> {
     let usual = Behavior::default();
     let milliseconds = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
@@ -254,7 +255,13 @@ fn behavior(line: &Line) -> Result<Behavior, ScriptError> {
         ranks: u32::try_from(line.number("ranks")?.unwrap_or(1)).unwrap_or(1),
         safe_point: line.says("safe-point"),
         hand_over: if line.says("files") { HandOver::Files } else { HandOver::Ring },
-        sigterm_ms: line.duration("sigterm")?.map_or(usual.sigterm_ms, milliseconds),
+        sigterm_ms: line.duration("ends-in")?.map_or(usual.sigterm_ms, milliseconds),
+        speaks: match line.option("speaks") {
+            Some("newer") => Speaks::Newer,
+            Some("older") => Speaks::Older,
+            Some(_) => return Err(line.fault("a workload speaks `newer` or `older`")),
+            None => Speaks::This,
+        },
     })
 }
 

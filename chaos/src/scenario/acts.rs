@@ -7,6 +7,7 @@ use serde_json::Value;
 use serde_json::json;
 
 use super::KARPENTER_QUEUE;
+use super::RETURN;
 use super::Scenario;
 use crate::faults::Fault;
 use crate::programs::AGENT;
@@ -18,6 +19,7 @@ use crate::world::cluster::Caller;
 use crate::world::cluster::Target;
 use crate::world::cluster::delete::DeleteOptions;
 use crate::world::cluster::object;
+use crate::world::cluster::resource::INTERRUPTION;
 use crate::world::cluster::resource::NAMESPACE;
 use crate::world::cluster::resource::NODE;
 use crate::world::cluster::resource::NODE_CLAIM;
@@ -40,6 +42,7 @@ impl Scenario {
             "take" => self.take(line),
             "fault" => self.fault(line),
             "crash" => self.crash(line),
+            "newer-record" | "older-record" => self.record(line),
             "kill" => self.kill(line),
             "drain" => self.drain(line),
             "delete-claim" => self.delete_claim(line),
@@ -116,14 +119,10 @@ impl Scenario {
         Ok(())
     }
 
-    /// `crash controller N [for D]`, `crash agent NODE`
+    /// `crash controller N [for D] [after K]`, `crash agent NODE`; `after`: with its K-th write from now.
     fn crash(&mut self, line: &Line) -> Result<(), ScriptError> {
-        let away = line.duration("for")?;
         if line.word(1)? == "controller" {
-            let number =
-                line.word(2)?.parse().map_err(|_| line.fault("a controller has a number"))?;
-            self.crash_controller(number, away);
-            return Ok(());
+            return self.crash_controller(line);
         }
         let node = line.word(2)?;
         let pod = self.world.read(|state| {
@@ -139,6 +138,39 @@ impl Scenario {
             return Ok(());
         }
         Err(line.fault("the agent does not run"))
+    }
+
+    fn crash_controller(&mut self, line: &Line) -> Result<(), ScriptError> {
+        let away = line.duration("for")?.unwrap_or(RETURN);
+        let number: usize =
+            line.word(2)?.parse().map_err(|_| line.fault("a controller has a number"))?;
+        let kill = self.controllers.get(&number).cloned();
+        let kill = kill.ok_or_else(|| line.fault("there is no such controller"))?;
+        let Some(writes) = line.number("after")? else {
+            kill.send_replace(away);
+            return Ok(());
+        };
+        let (world, name) = (self.world.clone(), format!("lifeboat-controller-{number}"));
+        let made = |state: &State| writes_of(state, &name);
+        let due = world.read(made) + usize::try_from(writes).unwrap_or(usize::MAX);
+        self.tasks.spawn(async move {
+            world.until(|state| (writes_of(state, &name) >= due).then_some(())).await;
+            kill.send_replace(away);
+        });
+        Ok(())
+    }
+
+    /// `newer-record NODE`, `older-record NODE`: as another minor version writes it.
+    fn record(&mut self, line: &Line) -> Result<(), ScriptError> {
+        let target = Target::in_cluster(INTERRUPTION, &self.instance(line)?);
+        let other = Caller::named("another-version");
+        let newer = line.word(0)? == "newer-record";
+        self.world.update(|state| {
+            let edited = state.cluster.edit(&other, (&target, Door::Back), |record| {
+                if newer { add_unknown(record) } else { take_optional(record) }
+            });
+            edited.map(drop).map_err(|refusal| line.fault(&refusal.message))
+        })
     }
 
     /// `kill JOB`: its container dies, as of a fault of its own.
@@ -257,6 +289,36 @@ impl Scenario {
 
     fn instance_of(&self, node: &str) -> Option<String> {
         self.world.read(|state| Some(state.machines.get(node)?.instance.clone()))
+    }
+}
+
+/// Writes of a program that the API server took, its Lease and Events apart.
+fn writes_of(state: &State, name: &str) -> usize {
+    let own = state.cluster.audit.writes().iter().filter(|write| {
+        let plural = write.target.resource.plural;
+        write.caller.agent == name && plural != "leases" && plural != "events"
+    });
+    own.count()
+}
+
+/// Fields, and a signal of a kind and source, that nobody here knows. The signal itself has no unknown
+/// field: the API server would prune it with the next write, and refuse that as a change.
+fn add_unknown(record: &mut Value) {
+    record["spec"]["weather"] = json!("fair");
+    record["spec"]["signals"]["oracle-comet"] = json!({
+        "source": "oracle", "kind": "comet", "time": "2026-01-01T00:00:20Z",
+        "heardAt": "2026-01-01T00:00:20Z", "heardBy": "another-version",
+    });
+    record["status"]["mood"] = json!("calm");
+}
+
+/// Fields that were not there before.
+fn take_optional(record: &mut Value) {
+    for path in ["/spec", "/status"] {
+        let Some(part) = record.pointer_mut(path).and_then(Value::as_object_mut) else { continue };
+        for field in ["instanceType", "conditions", "slack", "bytes", "holds"] {
+            part.remove(field);
+        }
     }
 }
 

@@ -49,6 +49,20 @@ pub struct Behavior {
     pub dies: Dies,
     /// How long it takes to end on SIGTERM when it saves itself, in milliseconds.
     pub sigterm_ms: u64,
+    /// Which version of the protocol it speaks.
+    pub speaks: Speaks,
+}
+
+/// Which minor version of the protocol a virtual workload speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Speaks {
+    /// This one.
+    This,
+    /// A newer one: it sends fields and frames that nobody knows.
+    Newer,
+    /// An older one: fields are missing.
+    Older,
 }
 
 /// What a virtual workload does about being saved.
@@ -99,6 +113,7 @@ impl Default for Behavior {
             hand_over: HandOver::Ring,
             dies: Dies::Never,
             sigterm_ms: 1_000,
+            speaks: Speaks::This,
         }
     }
 }

@@ -8,10 +8,10 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use lifeboat_protocol::fd;
-use lifeboat_protocol::frame::FromWorkload;
 use lifeboat_protocol::frame::ToWorkload;
 use lifeboat_protocol::wire;
 use lifeboat_protocol::wire::Inbox;
+use serde::Serialize;
 use tokio::io::Interest;
 use tokio::net::UnixStream;
 
@@ -36,7 +36,7 @@ impl Line {
     /// Says a frame, with descriptors beside it.
     pub async fn say(
         &mut self,
-        frame: &FromWorkload,
+        frame: &impl Serialize,
         descriptors: &[BorrowedFd<'_>],
     ) -> io::Result<()> {
         let bytes = wire::encode(frame, descriptors.len()).map_err(io::Error::other)?;

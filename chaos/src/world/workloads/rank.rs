@@ -39,6 +39,7 @@ use lifeboat_protocol::frame::Terminating;
 use lifeboat_protocol::frame::ToWorkload;
 use lifeboat_protocol::frame::VERSION;
 use lifeboat_protocol::ring::Shape;
+use serde_json::json;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -49,6 +50,7 @@ use crate::world::workloads::Diary;
 use crate::world::workloads::Dies;
 use crate::world::workloads::HandOver;
 use crate::world::workloads::Kind;
+use crate::world::workloads::Speaks;
 use crate::world::workloads::line::Line;
 use crate::world::workloads::raised;
 
@@ -56,6 +58,9 @@ use crate::world::workloads::raised;
 const RECONNECT: Duration = Duration::from_millis(200);
 /// Exit code of a workload that dies by itself.
 const DIED: i32 = 1;
+
+/// Fields of a hello that an older version may not have.
+const OPTIONAL: [&str; 4] = ["sdk", "step", "parked", "terminating"];
 
 /// One rank.
 pub struct Rank {
@@ -169,7 +174,7 @@ impl Rank {
 
     async fn talk(&mut self, mut line: Line) -> io::Result<i32> {
         let mut talk = Talk::default();
-        line.say(&FromWorkload::Hello(self.hello()), &[]).await?;
+        self.greet(&mut line).await?;
         let register = Register { layout: self.layout() };
         line.say(&FromWorkload::Register(register), &[]).await?;
         if self.step.is_none() && self.parked.is_none() {
@@ -203,6 +208,28 @@ impl Rank {
                 return Ok(code);
             }
         }
+    }
+
+    /// Says hello as the version does that it speaks.
+    async fn greet(&mut self, line: &mut Line) -> io::Result<()> {
+        let hello = FromWorkload::Hello(self.hello());
+        let mut frame = serde_json::to_value(&hello).map_err(io::Error::other)?;
+        match self.behavior.speaks {
+            Speaks::This => return line.say(&hello, &[]).await,
+            Speaks::Newer => {
+                frame["mood"] = json!("calm");
+                frame["version"]["minor"] = json!(VERSION.minor + 1);
+            }
+            Speaks::Older => {
+                let fields = frame.as_object_mut();
+                fields.map(|fields| OPTIONAL.iter().for_each(|name| drop(fields.remove(*name))));
+            }
+        }
+        line.say(&frame, &[]).await?;
+        if self.behavior.speaks == Speaks::Newer {
+            line.say(&json!({ "frame": "forecast", "weather": "fair" }), &[]).await?;
+        }
+        Ok(())
     }
 
     fn hello(&mut self) -> Hello {
