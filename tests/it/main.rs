@@ -22,6 +22,7 @@ mod names;
 mod nvml;
 mod program;
 mod s3_wire;
+mod scripts;
 mod sdk;
 mod served;
 mod sources;
