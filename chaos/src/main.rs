@@ -10,6 +10,7 @@ use clap::Args;
 use clap::Parser;
 use clap::Subcommand;
 use lifeboat_chaos::demo;
+use lifeboat_chaos::open;
 use lifeboat_chaos::scenario;
 use lifeboat_chaos::scenario::Outcome;
 use lifeboat_chaos::script::Script;
@@ -48,6 +49,8 @@ enum Command {
         #[arg(long)]
         seed: Option<u64>,
     },
+    /// Serves a simulated cluster and cloud with one node on loopback, until it is asked to end.
+    Serve,
     /// Shows one whole interruption, with the production programs as processes.
     Demo {
         /// Writes the same as data.
@@ -75,6 +78,7 @@ fn main() -> ExitCode {
         Command::Run { what, log } => run(&what, log.as_deref()),
         Command::Meta { what } => meta(&what),
         Command::Swarm { seconds, seed } => swarm(Duration::from_secs(seconds), seed),
+        Command::Serve => serve(),
         Command::Demo { json, logs } => show(json, logs),
     };
     match done {
@@ -123,6 +127,20 @@ fn swarm(length: Duration, first: Option<u64>) -> anyhow::Result<ExitCode> {
     report(&failed.outcome);
     print(&format!("{runs} runs; the last failed: `chaos run --seed {}` repeats it", failed.seed));
     Ok(ExitCode::FAILURE)
+}
+
+fn serve() -> anyhow::Result<ExitCode> {
+    let folder = tempfile::tempdir()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let served = open::open(folder.path()).await?;
+        for (name, address) in &served.addresses {
+            print(&format!("{name:10} {address}"));
+        }
+        print(&format!("{:10} {}", "hostRoot", folder.path().join("gpu-1").display()));
+        tokio::signal::ctrl_c().await?;
+        Ok(ExitCode::SUCCESS)
+    })
 }
 
 fn show(json: Option<PathBuf>, logs: Option<PathBuf>) -> anyhow::Result<ExitCode> {
