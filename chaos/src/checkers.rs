@@ -80,6 +80,7 @@ pub fn check(run: &Run<'_>) -> Vec<Broken> {
         few_writes,
         saved_jobs_are_not_complete,
         every_interruption_ends,
+        saved_without_the_control_plane,
         every_restore_is_answered,
     ];
     rules.iter().flat_map(|rule| rule(run)).collect()
@@ -390,6 +391,36 @@ fn every_interruption_ends(run: &Run<'_>) -> Vec<Broken> {
         (run.end > due).then(|| broken("L1", format!("{} is still {phase}", object::name(record))))
     });
     overdue.collect()
+}
+
+/// L2: with the API server and the queue away from before the notice, every workload that parked is
+/// durable all the same.
+fn saved_without_the_control_plane(run: &Run<'_>) -> Vec<Broken> {
+    let act = |what: &str| {
+        let is = |event: &Event| matches!(&event.what, What::Act(act) if act.starts_with(what));
+        run.events.iter().position(is)
+    };
+    let away = [act("* fault kube away"), act("* fault sqs away")];
+    let (Some(announced), [Some(kube), Some(queue)]) = (act("* announce"), away) else {
+        return Vec::new();
+    };
+    if kube > announced || queue > announced {
+        return Vec::new();
+    }
+    let saved: BTreeSet<&str> = run
+        .events
+        .iter()
+        .filter_map(|event| match &event.what {
+            What::Committed(commit) if commit.kind == Kind::Save => Some(commit.pod.as_str()),
+            _ => None,
+        })
+        .collect();
+    let parked = run.events.iter().filter_map(|event| match &event.what {
+        What::Said(line) if line.contains(" parked at step") => Some(first_word(line)),
+        _ => None,
+    });
+    let lost: BTreeSet<&str> = parked.filter(|pod| !saved.contains(pod)).collect();
+    lost.into_iter().map(|pod| broken("L2", format!("{pod} parked, and is not durable"))).collect()
 }
 
 /// L3: every restore that waits is let through, or refused by name.

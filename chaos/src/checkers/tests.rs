@@ -14,7 +14,10 @@ use crate::world::World;
 use crate::world::bucket::Blob;
 use crate::world::bucket::Condition;
 use crate::world::bucket::Object;
+use crate::world::cluster::Caller;
+use crate::world::cluster::Target;
 use crate::world::cluster::resource::POD;
+use crate::world::cluster::write::Door;
 
 const INSTANCE: &str = "i-0123456789abcdef0";
 
@@ -263,6 +266,22 @@ fn s14_a_manifest_under_another_key() {
 }
 
 #[test]
+fn s15_a_record_written_again_and_again() {
+    let noisy = planted();
+    let (caller, record) =
+        (Caller::named("lifeboat-x"), Target::in_cluster(INTERRUPTION, INSTANCE));
+    for number in 0..=2 * WRITES_POD {
+        noisy.world.update(|state| {
+            let written = state.cluster.edit(&caller, (&record, Door::Status), |record| {
+                object::set(record, "/status/slack", json!(number.to_string()));
+            });
+            written.map(drop).expect("the record can be written");
+        });
+    }
+    noisy.breaks(&["S15"]);
+}
+
+#[test]
 fn s16_a_saved_job_that_is_complete() {
     let complete = What::Job { job: "train-a".to_owned(), condition: "Complete" };
     planted().both_saved().then(50, complete).breaks(&["S16"]);
@@ -288,6 +307,16 @@ fn l1_counts_from_the_end_of_the_faults() {
     let mut late = planted().set("/status/closedAt", &json!(null));
     (late.end, late.quiet) = (181, Some(150));
     late.breaks(&[]);
+}
+
+#[test]
+fn l2_a_workload_that_parked_with_all_away_and_is_not_durable() {
+    planted()
+        .then(1, What::Act("* fault kube away for 3m".to_owned()))
+        .then(1, What::Act("* fault sqs away for 3m".to_owned()))
+        .then(2, What::Act("* announce gpu-1 by imds".to_owned()))
+        .then(3, What::Said("train-a-x parked at step 9".to_owned()))
+        .breaks(&["L2"]);
 }
 
 #[test]
