@@ -30,7 +30,7 @@ mod tests;
 /// From this much time left on, a durable pod no longer waits for those that share its GPU.
 const SHARERS_UNTIL: Duration = Duration::from_secs(35);
 /// When every interruption has reached an end phase, counted from its deadline.
-const CLOSED_WITHIN: Duration = Duration::from_secs(60);
+const CLOSED_WITHIN: Duration = Duration::from_mins(1);
 /// Writes of ours that each thing heard of an instance may cost, a notice or advice: the record, what
 /// each source heard, the fence, a phase for each of five edges, a claim made, freed and given up.
 const WRITES_EACH: usize = 12;
@@ -326,7 +326,12 @@ fn few_writes(run: &Run<'_>) -> Vec<Broken> {
         .events
         .iter()
         .filter(|event| matches!(&event.what, What::Act(act) if act.starts_with("* crash")));
-    if writes <= WRITES_EACH * (heard + crashes.count()) + WRITES_POD * pods {
+    // A pod whose budget is overruled is given the condition that its Job's failure policy counts on.
+    let overruled = ended_by_us(run).filter(|(index, ..)| {
+        matches!(&run.events[*index].what, What::Ending { verb: "delete", .. })
+    });
+    let each = WRITES_EACH * (heard + crashes.count()) + WRITES_POD * pods;
+    if writes <= each + overruled.count() {
         return Vec::new();
     }
     let counted: Vec<String> =

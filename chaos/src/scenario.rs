@@ -18,6 +18,7 @@ use crate::checkers;
 use crate::checkers::Broken;
 use crate::chronicle::Chronicle;
 use crate::chronicle::Event;
+use crate::chronicle::What;
 use crate::faults::Faults;
 use crate::faults::Plan;
 use crate::programs;
@@ -177,8 +178,9 @@ impl Scenario {
         self.tasks.abort_all();
         self.chronicle().catch_up();
         let mut events = self.chronicle().events().to_vec();
-        // A diary is read after the world, and may tell of an earlier moment.
-        events.sort_by_key(|event| event.at);
+        // A diary is read after the world, and may tell of an earlier moment. Within one moment the
+        // world comes first: which of two tasks ran before the other is no rule of ours.
+        events.sort_by_key(|event| (event.at, matches!(event.what, What::Said(_))));
         let beginning = self.world.clock().clone();
         let elapsed = self.started.elapsed();
         let end = beginning.now();

@@ -7,6 +7,7 @@ use std::fmt::Write;
 use std::time::Duration;
 
 use fastrand::Rng;
+use lifeboat::clock::Clock;
 
 use crate::faults::Plan;
 use crate::faults::WireName;
@@ -48,10 +49,11 @@ pub struct Failed {
 
 /// Runs one seed after another until `length` has passed on this machine's clock, or one fails.
 pub fn run(first: u64, length: Duration) -> Result<Found, ScenarioError> {
-    let started = jiff::Timestamp::now();
+    let clock = Clock::system();
+    let started = clock.now();
     let mut found = Found { first, runs: 0, failed: None };
     for seed in first.. {
-        if started.duration_until(jiff::Timestamp::now()).unsigned_abs() >= length {
+        if started.duration_until(clock.now()).unsigned_abs() >= length {
             break;
         }
         let text = draw(seed);
@@ -118,7 +120,7 @@ fn acts(random: &mut Rng, text: &mut String) {
             let number = random.usize(0..2);
             at(text, when, format_args!("crash controller {number} for {}s", random.u64(1..20)));
         } else {
-            at(text, when, format_args!("crash agent gpu-1"));
+            at(text, when, format_args!("crash agent gpu-1 if-there"));
         }
     }
     if random.u8(0..10) == 0 {

@@ -231,13 +231,15 @@ fn replace_entry(
     dropped
 }
 
-/// Takes away what was dropped and nobody else owns: longest paths first, so that an item of a list
-/// goes only when nothing of others is in it.
+/// Takes away what was dropped and nobody else owns: items of lists first, as long as they can be found
+/// by their keys, and only when nothing of others is in them; then longest paths first.
 fn take_away(object: &mut Value, entries: &[Managed], dropped: &FieldSet) {
     let owned = |path: &Path| {
         entries.iter().any(|entry| entry.fields.iter().any(|field| field.starts_with(path)))
     };
-    for path in dropped.iter().rev() {
+    let items = dropped.iter().filter(|path| is_member(path));
+    let fields = dropped.iter().rev().filter(|path| !is_member(path));
+    for path in items.chain(fields) {
         if !owned(path) {
             take(object, path);
         }

@@ -221,8 +221,9 @@ impl Rank {
                 frame["version"]["minor"] = json!(VERSION.minor + 1);
             }
             Speaks::Older => {
-                let fields = frame.as_object_mut();
-                fields.map(|fields| OPTIONAL.iter().for_each(|name| drop(fields.remove(*name))));
+                if let Some(fields) = frame.as_object_mut() {
+                    fields.retain(|name, _| !OPTIONAL.contains(&name.as_str()));
+                }
             }
         }
         line.say(&frame, &[]).await?;
