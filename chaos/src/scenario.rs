@@ -191,7 +191,12 @@ impl Scenario {
             checkers::check(&checkers::Run { events: &events, state, end, quiet_since })
         });
         let unmet = unmet(script, &events, start);
-        Outcome { trace: events.iter().map(|event| line(event, start)).collect(), unmet, broken }
+        // Within one moment the lines stand in the order of their letters, for the same reason.
+        let mut lines: Vec<(Timestamp, String)> =
+            events.iter().map(|event| (event.at, line(event, start))).collect();
+        lines.sort();
+        let trace = lines.into_iter().map(|(_, line)| line).collect();
+        Outcome { trace, unmet, broken }
     }
 }
 
