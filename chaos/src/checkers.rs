@@ -303,8 +303,12 @@ fn advice_kills_nothing(run: &Run<'_>) -> Vec<Broken> {
     found
 }
 
-/// S15: few writes, from the first record on.
+/// S15: few writes, from the first record on. Not counted under faults: each answer that is lost
+/// costs a write more.
 fn few_writes(run: &Run<'_>) -> Vec<Broken> {
+    if run.quiet_since.is_some() {
+        return Vec::new();
+    }
     let heard: usize = records(run).map(|record| heard_of(record).len()).sum();
     let pods: usize = records(run).map(|record| workloads(record).count()).sum();
     let first = run.events.iter().find(|event| matches!(event.what, What::Recorded { .. }));
