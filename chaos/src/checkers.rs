@@ -116,7 +116,8 @@ fn saved_before_ended(run: &Run<'_>) -> Vec<Broken> {
         let needs = needs_a_manifest(run, uid);
         if needs
             && !durable
-            && !matches!(reason(run, uid).as_deref(), Some("OutOfTime" | "SaveFailed"))
+            && !save_failed(run, uid)
+            && reason(run, uid).as_deref() != Some("OutOfTime")
         {
             found.push(broken("S1", format!("{pod} was ended before its manifest was durable")));
         }
@@ -137,7 +138,7 @@ fn sharers_together(run: &Run<'_>) -> Vec<Broken> {
             let early = &run.events[..index];
             let over =
                 early.iter().any(|event| is_save_of(event, &other) || is_end_of(event, &other));
-            if !over && !matches!(reason(run, &other).as_deref(), Some("SaveFailed")) {
+            if !over && !save_failed(run, &other) {
                 found.push(broken(
                     "S1",
                     format!("{pod} was ended before its GPU's other pods were durable"),
@@ -501,6 +502,14 @@ fn recorded<'a>(run: &Run<'a>, uid: &str) -> Option<(&'a Value, &'a Value)> {
 fn reason(run: &Run<'_>, uid: &str) -> Option<String> {
     let (_, workload) = recorded(run, uid)?;
     Some(object::text(workload, "/drain/reason").to_owned())
+}
+
+/// Whether the record says that the pod could not be saved: then it is ended like a saved one, and
+/// counted as lost.
+fn save_failed(run: &Run<'_>, uid: &str) -> bool {
+    let failed = |workload: &Value| object::text(workload, "/save/state") == "Failed";
+    recorded(run, uid).is_some_and(|(_, workload)| failed(workload))
+        || reason(run, uid).as_deref() == Some("SaveFailed")
 }
 
 fn needs_a_manifest(run: &Run<'_>, uid: &str) -> bool {
