@@ -35,6 +35,8 @@ use crate::agent::listen::Ears;
 use crate::agent::listen::objects::Objects;
 use crate::clock::Clock;
 use crate::crd::convert;
+use crate::crd::node_interruption::Save;
+use crate::crd::node_interruption::SaveState;
 use crate::crd::node_interruption::Workload;
 use crate::crd::workload_checkpoint::Newest;
 use crate::error::Chain;
@@ -272,9 +274,20 @@ async fn write(post: &Post, letter: &Letter, newest: Option<Stored>) -> Result<(
         checkpoints::record_newest(&post.cluster, index, NEWEST_MANAGER, (&newest, None)).await?;
     }
     match letter.to {
-        plan::Records::Checkpoint => Ok(()),
+        plan::Records::Checkpoint => index(post, letter).await,
         plan::Records::InterruptionAndCheckpoint => interruption(post, letter).await,
     }
+}
+
+/// A pod that is ended while nothing interrupts its node: its successor waits for this word.
+async fn index(post: &Post, letter: &Letter) -> Result<(), ClusterError> {
+    let save = convert::save_to_wire(&letter.report.checkpoint, letter.asked_at);
+    let save = save.filter(|save| save.state != SaveState::Idle);
+    let (Some(save), Some(key)) = (save, &letter.job_key) else { return Ok(()) };
+    let save = Save { told_at: Some(post.clock.now()), ..save };
+    let (namespace, uid) = (letter.pod.namespace.as_str(), letter.pod.uid.as_str());
+    let manager = format!("lifeboat-{BY}-{uid}");
+    checkpoints::record_save(&post.cluster, (namespace, key.as_str()), &manager, (uid, &save)).await
 }
 
 /// Without an instance id nobody knows which record it would be; the index was told all the same.

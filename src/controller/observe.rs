@@ -25,6 +25,7 @@ use lifeboat_domain::cluster::facts::Record;
 use lifeboat_domain::cluster::facts::SoftTaint;
 use lifeboat_domain::cluster::facts::Workload;
 use lifeboat_domain::deadline::earlier;
+use lifeboat_domain::deadline::later;
 use lifeboat_domain::ids::InstanceId;
 use lifeboat_domain::ids::JobKey;
 use lifeboat_domain::ids::PodRef;
@@ -56,6 +57,8 @@ use crate::crd::marks as our;
 
 /// How often the bucket is looked at for a silent agent.
 const BUCKET_PAUSE: Duration = Duration::from_secs(5);
+/// How long after its last word a save counts as under way: the agent speaks every 15 s.
+const SAVE_UNHEARD: Duration = Duration::from_mins(1);
 /// A pod that went this long before the notice had nothing to do with it.
 const BEFORE_NOTICE: Duration = Duration::from_secs(5);
 
@@ -159,8 +162,11 @@ pub fn workload_of(
         hold: hold(pod, record.map(|row| row.instance.as_str())),
         paused: namespace_paused(deps, &pod.namespace),
         gate: gate(deps, &pod.namespace, job_key.as_ref(), &pod.uid),
+        report: match noted {
+            Some(noted) => convert::report_from_wire(noted),
+            None => last_word(deps, &pod.namespace, job_key.as_ref(), &pod.uid),
+        },
         job_key,
-        report: noted.map_or_else(Report::unknown, convert::report_from_wire),
         bucket: memory.bucket.get(&pod.uid).map_or(Bucket::Unknown, |(_, holds)| *holds),
         requirements: replace::requirements(memory, pod),
     })
@@ -423,6 +429,23 @@ fn namespace_paused(deps: &Deps, namespace: &str) -> Pause {
         Some(_) => Pause::Off,
         None => Pause::Unknown,
     }
+}
+
+/// What the agent said in the index of a pod that nothing interrupts. A save that it does not speak
+/// of any more may have been given up.
+fn last_word(deps: &Deps, namespace: &str, job_key: Option<&JobKey>, uid: &str) -> Report {
+    let key = job_key.map(|job_key| (namespace.to_owned(), job_key.to_string()));
+    let index = key.and_then(|key| deps.caches.checkpoints.row(&key));
+    let Some(save) = index.and_then(|index| index.status.saves.get(uid).cloned()) else {
+        return Report::unknown();
+    };
+    let checkpoint = convert::save_from_wire(&save);
+    let now = deps.clock.now();
+    let fresh = save.told_at.is_some_and(|at| now < later(at, SAVE_UNHEARD));
+    if !checkpoint.is_settled() && !fresh {
+        return Report::unknown();
+    }
+    Report { checkpoint, ..Report::unknown() }
 }
 
 fn gate(deps: &Deps, namespace: &str, job_key: Option<&JobKey>, uid: &str) -> Gate {

@@ -107,7 +107,8 @@ fn signal_from_wire(signal: &Signal) -> signal::Signal {
     }
 }
 
-fn save_to_wire(checkpoint: &Checkpoint, asked_at: Option<Timestamp>) -> Option<Save> {
+/// How far a save is, as it is written; nothing of one that is unknown.
+pub fn save_to_wire(checkpoint: &Checkpoint, asked_at: Option<Timestamp>) -> Option<Save> {
     let empty = Save { started_at: asked_at, ..Save::of(SaveState::Idle) };
     Some(match checkpoint {
         Checkpoint::Unknown => return None,
@@ -127,7 +128,8 @@ fn save_to_wire(checkpoint: &Checkpoint, asked_at: Option<Timestamp>) -> Option<
     })
 }
 
-fn save_from_wire(save: &Save) -> Checkpoint {
+/// How far a save is, as it was written.
+pub fn save_from_wire(save: &Save) -> Checkpoint {
     match save.state {
         SaveState::Idle => Checkpoint::Idle,
         SaveState::Asked => Checkpoint::Asked,
@@ -235,6 +237,7 @@ impl Save {
             started_at: None,
             durable_at: None,
             error: None,
+            told_at: None,
         }
     }
 }

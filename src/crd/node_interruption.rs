@@ -254,6 +254,10 @@ pub struct Save {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 1024))]
     pub error: Option<String>,
+    /// When the agent last said so, in the index of a job key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<Time>")]
+    pub told_at: Option<Timestamp>,
 }
 
 /// A part of a GPU that a pod holds.

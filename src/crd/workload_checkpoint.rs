@@ -14,6 +14,7 @@ use serde::Serialize;
 
 use super::schema::Count;
 use super::schema::Time;
+use super::node_interruption::Save;
 use super::schema::open_enum;
 
 /// What is saved under one job key.
@@ -44,13 +45,19 @@ pub struct WorkloadCheckpointSpec {
     pub job_key: String,
 }
 
-/// What is saved, and who has ended. `newest` is the agent's, `ended` the controller's.
+/// What is saved, and who has ended. `newest` and `saves` are the agent's, `ended` the controller's.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct WorkloadCheckpointStatus {
     /// The newest committed manifest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub newest: Option<Newest>,
+    /// How far the saves of pods are, or went, that were ended without an interruption of their
+    /// node, by pod UID. One under way is told again every 15 s: who waits for it takes it for
+    /// given up a minute after the last word.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 1024))]
+    pub saves: BTreeMap<String, Save>,
     /// Which pods have ended, and how we know, by pod UID: what lets a restore through.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 1024))]

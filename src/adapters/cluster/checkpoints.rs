@@ -14,6 +14,8 @@ use crate::adapters::cluster::Write;
 use crate::adapters::cluster::objects::Kind;
 use crate::adapters::cluster::objects::Object;
 use crate::adapters::cluster::rows::Row;
+use crate::crd::convert;
+use crate::crd::node_interruption::Save;
 use crate::crd::workload_checkpoint::Ended;
 use crate::crd::workload_checkpoint::Newest;
 use crate::crd::workload_checkpoint::WorkloadCheckpointStatus;
@@ -95,6 +97,16 @@ pub async fn record_ended(
     apply_status(cluster, index, &manager, json!({"ended": {pod_uid: ended}})).await
 }
 
+/// Writes how far the save of a pod is that is ended without an interruption of its node.
+pub async fn record_save(
+    cluster: &Cluster,
+    index: (&str, &str),
+    manager: &str,
+    (pod_uid, save): (&str, &Save),
+) -> Result<(), ClusterError> {
+    apply_status(cluster, index, manager, json!({"saves": {pod_uid: save}})).await
+}
+
 /// Writes the newest manifest, and whether the work is done.
 pub async fn record_newest(
     cluster: &Cluster,
@@ -144,13 +156,10 @@ fn object(namespace: &str, job_key: &str) -> Value {
 
 /// Each part by itself: one that cannot be read hides no other.
 fn status(value: &Value) -> WorkloadCheckpointStatus {
-    let ended = value["ended"].as_object().into_iter().flatten();
-    let ended = ended.filter_map(|(uid, ended)| {
-        Some((uid.clone(), serde_json::from_value(ended.clone()).ok()?))
-    });
     WorkloadCheckpointStatus {
         newest: serde_json::from_value(value["newest"].clone()).ok(),
-        ended: ended.collect(),
+        saves: convert::readable(&value["saves"]),
+        ended: convert::readable(&value["ended"]),
         finished: value["finished"].as_bool(),
     }
 }

@@ -16,6 +16,7 @@ use crate::cluster::facts::PodEndFacts;
 use crate::cluster::marks;
 use crate::cluster::stage::Stage;
 use crate::cluster::stage::Witness;
+use crate::cluster::stage::certain_at;
 use crate::cluster::wake;
 use crate::cluster::wake::LOOK_AGAIN;
 use crate::deadline::later;
@@ -31,7 +32,6 @@ use crate::replacement::ClaimSpec;
 use crate::replacement::NoClaim;
 use crate::signal::Kind;
 use crate::workload::Proof;
-use crate::workload::SILENCE;
 
 /// What to do, in this order.
 ///
@@ -265,11 +265,11 @@ pub fn pod_end(facts: &PodEndFacts, now: Timestamp) -> Plan {
     let witness =
         Witness { workload: &facts.workload, node: &facts.node, fate: facts.fate, deadline: None };
     let steps: Vec<Step> = ended(&witness, now).into_iter().collect();
-    let silence = facts.workload.pod.ending.ends_at().map(|ends_at| later(ends_at, SILENCE));
+    let certain = certain_at(&facts.workload.pod).filter(|moment| *moment > now).min();
     let next = match facts.workload.gate {
         Gate::Open { .. } => Next::Never,
         Gate::Closed | Gate::Unknown => {
-            silence.filter(|moment| *moment > now).map_or(Next::OnChange, Next::At)
+            certain.map_or(Next::OnChange, Next::At)
         }
     };
     let next = try_again(next, &steps, now);

@@ -9,6 +9,7 @@ use crate::cluster::facts::ClusterFacts;
 use crate::cluster::facts::Fate;
 use crate::cluster::facts::Node;
 use crate::cluster::facts::NodeState;
+use crate::cluster::facts::PodFacts;
 use crate::cluster::facts::Presence;
 use crate::cluster::facts::Ready;
 use crate::cluster::facts::Record;
@@ -19,6 +20,7 @@ use crate::policy::Policy;
 use crate::progress;
 use crate::workload::Checkpoint;
 use crate::workload::Containers;
+use crate::workload::Ending;
 use crate::workload::Proof;
 use crate::workload::SILENCE;
 
@@ -27,6 +29,9 @@ pub(super) const CLOSE_LATEST: Duration = Duration::from_secs(45);
 
 /// How long after the deadline a record is closed though the bucket could not be read.
 pub(super) const CLOSE_UNREAD: Duration = Duration::from_mins(10);
+
+/// The exit code of a process that SIGTERM ended, as of one that parked and was told to end.
+const SIGTERMED: i32 = 143;
 
 /// What kind of moment this is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -124,6 +129,15 @@ fn is_known(workload: &Workload) -> bool {
     told || nowhere || !workload.mode.is_saved_by_us() || workload.bucket != Bucket::Unknown
 }
 
+/// The moments at which the end of a pod becomes certain by itself.
+pub(super) fn certain_at(pod: &PodFacts) -> impl Iterator<Item = Timestamp> {
+    let ended = match pod.containers {
+        Containers::Ended { at, .. } => Some(at),
+        Containers::Running | Containers::Unknown => None,
+    };
+    pod.ending.ends_at().into_iter().chain(ended).map(|moment| later(moment, SILENCE))
+}
+
 /// What is looked at for the proof that a pod has ended.
 #[derive(Debug, Clone, Copy)]
 pub struct Witness<'a> {
@@ -140,10 +154,9 @@ pub struct Witness<'a> {
 impl Witness<'_> {
     /// The first proof that there is, for the gate of the pod's successor.
     pub fn proof(&self, now: Timestamp) -> Option<Proof> {
-        let pod = &self.workload.pod;
         if self.workload.report.release.is_released() && !self.is_being_stored() {
             Some(Proof::Released)
-        } else if matches!(pod.containers, Containers::Ended { .. }) && !self.is_being_stored() {
+        } else if self.is_ended_and_settled(now) {
             Some(Proof::ContainersEnded)
         } else if matches!(self.fate, Fate::Going | Fate::Gone { .. }) {
             Some(Proof::InstanceGone)
@@ -162,16 +175,39 @@ impl Witness<'_> {
         !stored && matches!(checkpoint, Checkpoint::Asked | Checkpoint::Saving { .. })
     }
 
+    /// Whether the containers have ended, and nothing more of them will be stored.
+    fn is_ended_and_settled(&self, now: Timestamp) -> bool {
+        match self.workload.pod.containers {
+            Containers::Ended { at, code } => {
+                !self.is_being_stored() && !self.may_yet_be_stored(at, code, now)
+            }
+            Containers::Running | Containers::Unknown => false,
+        }
+    }
+
+    /// A workload that was told to end was told to save, too. What became of that the agent says a
+    /// moment later, and for so long its word is waited for.
+    fn may_yet_be_stored(&self, ended: Timestamp, code: Option<i32>, now: Timestamp) -> bool {
+        let workload = self.workload;
+        let told = matches!(workload.pod.ending, Ending::By { .. }) || code == Some(SIGTERMED);
+        let saved_by_us = workload.mode.is_saved_by_us() && workload.job_key.is_some();
+        let untold = matches!(workload.report.checkpoint, Checkpoint::Idle | Checkpoint::Unknown);
+        let stored = matches!(workload.bucket, Bucket::Manifest(_));
+        told && saved_by_us && untold && !stored && now < later(ended, SILENCE)
+    }
+
     /// A node that is silent, or a pod out of the API, some time after both should have ended.
     fn proof_by_silence(&self, now: Timestamp) -> Option<Proof> {
         let pod = &self.workload.pod;
         let not_ready = |node: &NodeState| matches!(node.ready, Ready::No { .. });
-        let silent = self.node.present().is_some_and(not_ready)
-            || matches!(pod.presence, Presence::Gone { .. });
-        let is_past = |moment: Timestamp| silent && now >= later(moment, SILENCE);
-        if self.deadline.is_some_and(|deadline| is_past(deadline.at())) {
+        let silent = self.node.present().is_some_and(not_ready);
+        let gone = matches!(pod.presence, Presence::Gone { .. });
+        let is_past = |moment: Timestamp| now >= later(moment, SILENCE);
+        if (silent || gone) && self.deadline.is_some_and(|deadline| is_past(deadline.at())) {
             Some(Proof::PastDeadline)
-        } else if pod.ending.ends_at().is_some_and(is_past) {
+        } else if (silent || gone && !self.is_being_stored())
+            && pod.ending.ends_at().is_some_and(is_past)
+        {
             Some(Proof::PodDeleted)
         } else {
             None

@@ -14,6 +14,7 @@ use crate::cluster::plan::Next;
 use crate::cluster::stage::CLOSE_LATEST;
 use crate::cluster::stage::CLOSE_UNREAD;
 use crate::cluster::stage::Stage;
+use crate::cluster::stage::certain_at;
 use crate::deadline::Deadline;
 use crate::deadline::earlier;
 use crate::deadline::later;
@@ -37,10 +38,9 @@ pub(super) fn next(facts: &ClusterFacts, policy: &Policy, stage: Stage, now: Tim
     let by_deadline =
         deadline.into_iter().flat_map(|deadline| at_deadline(deadline, facts, policy));
     let by_pod = facts.workloads.values().flat_map(|workload| {
-        let ends = workload.pod.ending.ends_at().map(|ends_at| later(ends_at, SILENCE));
-        [rests_until(&workload.pod), ends]
+        rests_until(&workload.pod).into_iter().chain(certain_at(&workload.pod))
     });
-    let others = facts.others.values().map(rests_until);
+    let others = facts.others.values().filter_map(rests_until);
     let by_advice = match stage {
         Stage::Advised { until } => Some(until),
         Stage::Quiet | Stage::Lapsed | Stage::Interrupted { .. } | Stage::Over | Stage::Closed => {
@@ -49,7 +49,7 @@ pub(super) fn next(facts: &ClusterFacts, policy: &Policy, stage: Stage, now: Tim
     };
     let unread = matches!(facts.node, Node::Unknown).then(|| later(now, LOOK_AGAIN));
     by_deadline
-        .chain(by_pod.chain(others).flatten())
+        .chain(by_pod.chain(others))
         .chain(by_advice)
         .chain(by_claim(facts, policy))
         .chain(unread)

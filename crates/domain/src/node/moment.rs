@@ -118,8 +118,7 @@ impl Moment<'_> {
 
     /// What was asked in case is forgotten when the advice lapses; anything is, on a pause.
     pub(super) fn call_off(&self, workload: &Workload) -> Option<Step> {
-        let under_way =
-            matches!(workload.report.checkpoint, Checkpoint::Asked | Checkpoint::Saving { .. });
+        let under_way = is_being_stored(workload);
         let unwanted = match workload.asked {
             Asked::Nothing | Asked::Unknown => false,
             Asked::Save { purpose: Purpose::Insurance, .. } => {
@@ -171,6 +170,7 @@ impl Moment<'_> {
         let Restore::Waiting { from, deadline, proof, .. } = &workload.restore else { return None };
         let old = self.facts.workloads.get(from);
         let told = proof.filter(|proof| *proof != Proof::Unknown);
+        let old = old.filter(|old| !is_being_stored(old));
         let released = old.is_some_and(|old| old.report.release.is_released());
         let ended = old.is_some_and(is_ended);
         let past = deadline.is_some_and(|deadline| self.now >= later(deadline.at(), SILENCE));
@@ -186,17 +186,23 @@ impl Moment<'_> {
     pub(super) fn report(&self, workload: &Workload) -> Option<Step> {
         let interrupted = self.facts.signals.deadline().is_some();
         let to = if interrupted { Records::InterruptionAndCheckpoint } else { Records::Checkpoint };
+        let leaving = is_leaving(workload);
         let reason = match &workload.told {
             Told::Nothing | Told::Unknown => {
-                worth_telling_first(&workload.report, to).then_some(Reason::Changed)
+                let first = worth_telling_first(&workload.report, to)
+                    || leaving && is_being_stored(workload);
+                first.then_some(Reason::Changed)
             }
             Told::Report { report, at } => {
                 let rested = elapsed(*at, self.now) >= PROGRESS_EVERY;
-                if is_edge(report, &workload.report, to) {
+                let begun = leaving && is_begun(report) != is_begun(&workload.report);
+                if begun || is_edge(report, &workload.report, to) {
                     Some(Reason::Changed)
                 } else {
                     let progressed = interrupted && report.checkpoint != workload.report.checkpoint;
-                    (progressed && rested).then_some(Reason::Progress)
+                    // Somebody waits for this save, and must hear that it is still under way.
+                    let awaited = !interrupted && leaving && is_being_stored(workload);
+                    ((progressed || awaited) && rested).then_some(Reason::Progress)
                 }
             }
         }?;
@@ -207,9 +213,7 @@ impl Moment<'_> {
 
     /// Whether the agent must stay for a workload: its state is being taken, or its end watched.
     pub(super) fn is_in_hand(&self, workload: &Workload) -> bool {
-        let taking =
-            matches!(workload.report.checkpoint, Checkpoint::Asked | Checkpoint::Saving { .. });
-        let saving = taking && (!is_ended(workload) || has_handed_over(workload));
+        let saving = is_being_stored(workload) && (!is_ended(workload) || has_handed_over(workload));
         let interrupted = self.facts.signals.deadline().is_some();
         let concerned = interrupted || is_ending(workload);
         match workload.report.release {
@@ -347,8 +351,7 @@ fn worth_telling_first(report: &Report, to: Records) -> bool {
     match to {
         Records::Checkpoint => stored,
         Records::InterruptionAndCheckpoint => {
-            let begun = matches!(report.checkpoint, Checkpoint::Asked | Checkpoint::Saving { .. });
-            stored || begun || report.release.is_released()
+            stored || is_begun(report) || report.release.is_released()
         }
     }
 }
@@ -362,12 +365,22 @@ fn is_edge(before: &Report, after: &Report, to: Records) -> bool {
     match to {
         Records::Checkpoint => stored,
         Records::InterruptionAndCheckpoint => {
-            let begun = |report: &Report| {
-                !matches!(report.checkpoint, Checkpoint::Idle | Checkpoint::Unknown)
-            };
-            stored || release || before.slices != after.slices || begun(before) != begun(after)
+            let slices = before.slices != after.slices;
+            stored || release || slices || is_begun(before) != is_begun(after)
         }
     }
+}
+
+fn is_begun(report: &Report) -> bool {
+    !matches!(report.checkpoint, Checkpoint::Idle | Checkpoint::Unknown)
+}
+
+fn is_being_stored(workload: &Workload) -> bool {
+    matches!(workload.report.checkpoint, Checkpoint::Asked | Checkpoint::Saving { .. })
+}
+
+fn is_leaving(workload: &Workload) -> bool {
+    is_ending(workload) || is_ended(workload)
 }
 
 fn is_ending(workload: &Workload) -> bool {

@@ -458,7 +458,7 @@ fn a_gate_is_opened_once_and_only_where_there_is_one() {
 
 #[test]
 fn an_end_without_an_interruption_is_proven_too() {
-    let facts = |change: fn(&mut Workload)| PodEndFacts {
+    let facts = |change: &dyn Fn(&mut Workload)| PodEndFacts {
         observed_at: at(0),
         node: Node::Present(node_state()),
         fate: Fate::Running,
@@ -466,17 +466,32 @@ fn an_end_without_an_interruption_is_proven_too() {
             .with(|one| one.pod.ending = ending(30, Ender::Others))
             .with(change),
     };
-    let running = pod_end(&facts(|_| ()), at(70));
+    let running = pod_end(&facts(&|_| ()), at(70));
     assert_eq!(told(&running.steps), [""; 0]);
-    let ended = pod_end(
-        &facts(|one| one.pod.containers = Containers::Ended { at: at(5), code: Some(143) }),
-        at(6),
-    );
-    assert_eq!(told(&ended.steps), ["ended train-0 ContainersEnded because Proven"]);
+    let ended = |checkpoint: Checkpoint| {
+        facts(&|one| {
+            one.pod.containers = Containers::Ended { at: at(5), code: Some(143) };
+            one.report.checkpoint = checkpoint.clone();
+        })
+    };
+    let proven = ["ended train-0 ContainersEnded because Proven"];
+    for settled in [Checkpoint::Durable(stored(6)), Checkpoint::Failed { why: FailReason::Store }] {
+        assert_eq!(told(&pod_end(&ended(settled), at(6)).steps), proven);
+    }
+    // It was told to save when it was told to end, and what became of that nobody said yet.
+    let unheard = ended(Checkpoint::Unknown);
+    let waits = pod_end(&unheard, at(34));
+    assert_eq!((told(&waits.steps), waits.next), (vec![], Next::At(at(35))));
+    assert_eq!(told(&pod_end(&unheard, at(35)).steps), proven);
+    let gone_unstored = |one: &mut Workload| {
+        one.pod.presence = Presence::Gone { at: at(6) };
+        one.report.checkpoint = saving();
+    };
+    assert_eq!(told(&pod_end(&facts(&gone_unstored), at(90)).steps), [""; 0]);
     let gone = |one: &mut Workload| one.pod.presence = Presence::Gone { at: at(6) };
-    let early = pod_end(&facts(gone), at(59));
+    let early = pod_end(&facts(&gone), at(59));
     assert_eq!((told(&early.steps), early.next), (vec![], Next::At(at(60))));
-    let late = pod_end(&facts(gone), at(60));
+    let late = pod_end(&facts(&gone), at(60));
     assert_eq!(told(&late.steps), ["ended train-0 PodDeleted because Proven"]);
 }
 
