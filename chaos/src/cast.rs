@@ -327,12 +327,9 @@ fn behaviours(players: Players, folder: &Path) -> Behaviours {
     let mut behaviours = Behaviours::usual(Arc::new(players), folder);
     behaviours.kubelet = kubelet::Settings {
         backoff: Duration::from_secs(1),
-        beside: vec![
-            Arc::new(move |world, node, _| {
-                serve_metadata(world, node, Arc::clone(&metadata)).boxed()
-            }),
-            Arc::new(|world, node, root| scenario::beside(world, node, root).boxed()),
-        ],
+        beside: vec![Arc::new(move |world, node, _| {
+            serve_metadata(world, node, Arc::clone(&metadata)).boxed()
+        })],
         nvml: Some(programs::NVML.into()),
         ..kubelet::Settings::default()
     };

@@ -4,7 +4,6 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context;
-use futures::FutureExt;
 use lifeboat::clock::Clock;
 
 use crate::programs;
@@ -43,11 +42,8 @@ pub async fn open(folder: &Path) -> anyhow::Result<Open> {
     let account = world.read(|state| state.instances.account().to_owned());
     let runtime = Arc::new(Virtual::new(Diary::new(&world)));
     let mut behaviours = Behaviours::usual(runtime, folder);
-    behaviours.kubelet = kubelet::Settings {
-        beside: vec![Arc::new(|world, node, root| scenario::beside(world, node, root).boxed())],
-        nvml: Some(programs::NVML.into()),
-        ..kubelet::Settings::default()
-    };
+    behaviours.kubelet =
+        kubelet::Settings { nvml: Some(programs::NVML.into()), ..kubelet::Settings::default() };
     let wires: [(&'static str, Wire, String); 4] = [
         ("kubernetes", wire::kube::wire(&world, ""), String::new()),
         ("sqs", wire::sqs::sqs(world.clone()), format!("/{account}/{}", programs::QUEUE)),

@@ -1,8 +1,6 @@
 //! The production programs as tasks in virtual time, over clients that end in simulators.
 
 use std::collections::BTreeMap;
-use std::path::Path;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::PoisonError;
@@ -268,11 +266,4 @@ impl Container for Hosted {
         }
         .boxed()
     }
-}
-
-/// Puts the fake of NVIDIA's library into a machine's folder; says whether it could be found.
-pub fn install_nvml(root: &Path) -> std::io::Result<PathBuf> {
-    let folder = root.join(NVML);
-    std::fs::create_dir_all(&folder)?;
-    fake_nvml::install(&folder)
 }

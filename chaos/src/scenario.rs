@@ -7,7 +7,6 @@ use std::sync::MutexGuard;
 use std::sync::PoisonError;
 use std::time::Duration;
 
-use futures::FutureExt;
 use jiff::Timestamp;
 use lifeboat::clock::Clock;
 use tokio::sync::watch;
@@ -26,7 +25,6 @@ use crate::programs::Programs;
 use crate::script::Script;
 use crate::script::ScriptError;
 use crate::stage;
-use crate::wire::kubelet::serve_pod_resources;
 use crate::world::World;
 use crate::world::behave::Behaviours;
 use crate::world::karpenter;
@@ -247,11 +245,8 @@ impl Around {
 
     fn behaviours(&self, programs: &Programs, folder: &std::path::Path) -> Behaviours {
         let mut behaviours = Behaviours::usual(Arc::new(programs.clone()), folder);
-        behaviours.kubelet = kubelet::Settings {
-            beside: vec![Arc::new(|world, node, root| beside(world, node, root).boxed())],
-            nvml: Some(programs::NVML.into()),
-            ..kubelet::Settings::default()
-        };
+        behaviours.kubelet =
+            kubelet::Settings { nvml: Some(programs::NVML.into()), ..kubelet::Settings::default() };
         behaviours.karpenter = self.karpenter.map(|hears| karpenter::Settings {
             hears,
             provisions: self.provisions,
@@ -273,20 +268,6 @@ async fn controller(programs: Programs, number: usize, mut killed: watch::Receiv
             }
             () = programs.controller(number) => return,
         }
-    }
-}
-
-/// What stands beside each kubelet: NVIDIA's library and the pod-resources service.
-pub(crate) async fn beside(world: World, node: String, root: std::path::PathBuf) {
-    if let Err(error) = programs::install_nvml(&root) {
-        tracing::error!(%error, node, "the fake of NVIDIA's library was not installed");
-    }
-    match serve_pod_resources(world, &node).await {
-        Ok(served) => {
-            std::future::pending::<()>().await;
-            drop(served);
-        }
-        Err(error) => tracing::error!(%error, node, "pod-resources is not served"),
     }
 }
 

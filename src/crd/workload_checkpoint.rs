@@ -12,9 +12,9 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use serde::Serialize;
 
+use super::node_interruption::Save;
 use super::schema::Count;
 use super::schema::Time;
-use super::node_interruption::Save;
 use super::schema::open_enum;
 
 /// What is saved under one job key.

@@ -44,7 +44,7 @@ pub struct Settings {
     pub republish: Duration,
     /// Served beside each kubelet, given the node and its `hostRoot`.
     pub beside: Vec<Side>,
-    /// Where in a machine's folder the state file of the fake NVML lies, if there is one.
+    /// Where in a machine's folder the fake NVML and its state file lie, if there is one.
     pub nvml: Option<PathBuf>,
 }
 
@@ -109,8 +109,13 @@ async fn machine(
     for side in &settings.beside {
         beside.spawn(side(world.clone(), node.clone(), root.clone()));
     }
-    if let Some(folder) = &settings.nvml {
-        beside.spawn(gpus::show(world.clone(), node.clone(), root.join(folder)));
+    if let Some(folder) = settings.nvml.as_ref().map(|folder| root.join(folder)) {
+        std::fs::create_dir_all(&folder).expect("a machine's folder can be written");
+        // Before it is built, a node has no library, as one without a driver.
+        if let Err(error) = fake_nvml::install(&folder) {
+            tracing::error!(%error, node, "the fake of NVIDIA's library was not installed");
+        }
+        beside.spawn(gpus::show(world.clone(), node.clone(), folder));
     }
     beside.spawn(csi::register(root.clone()));
     tokio::select! {

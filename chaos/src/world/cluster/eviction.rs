@@ -43,7 +43,7 @@ impl Cluster {
         }
         let now = self.now();
         if !is_deleting(&pod) {
-            self.edit(caller, (target, Door::Back), |pod| {
+            self.edit(&Caller::named("kube-apiserver"), (target, Door::Back), |pod| {
                 let (kind, status) = ("DisruptionTarget", "True");
                 let (reason, message) = ("EvictionByEvictionAPI", "Eviction API: evicting");
                 set_condition(pod, Condition { kind, status, reason, message }, now);

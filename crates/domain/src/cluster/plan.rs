@@ -268,9 +268,7 @@ pub fn pod_end(facts: &PodEndFacts, now: Timestamp) -> Plan {
     let certain = certain_at(&facts.workload.pod).filter(|moment| *moment > now).min();
     let next = match facts.workload.gate {
         Gate::Open { .. } => Next::Never,
-        Gate::Closed | Gate::Unknown => {
-            certain.map_or(Next::OnChange, Next::At)
-        }
+        Gate::Closed | Gate::Unknown => certain.map_or(Next::OnChange, Next::At),
     };
     let next = try_again(next, &steps, now);
     Plan { steps, withheld: Vec::new(), refused: Vec::new(), no_claim: None, next }

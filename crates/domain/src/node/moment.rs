@@ -213,7 +213,8 @@ impl Moment<'_> {
 
     /// Whether the agent must stay for a workload: its state is being taken, or its end watched.
     pub(super) fn is_in_hand(&self, workload: &Workload) -> bool {
-        let saving = is_being_stored(workload) && (!is_ended(workload) || has_handed_over(workload));
+        let saving =
+            is_being_stored(workload) && (!is_ended(workload) || has_handed_over(workload));
         let interrupted = self.facts.signals.deadline().is_some();
         let concerned = interrupted || is_ending(workload);
         match workload.report.release {
