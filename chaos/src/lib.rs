@@ -7,6 +7,7 @@
 pub mod cast;
 pub mod checkers;
 pub mod chronicle;
+pub mod control_plane;
 pub mod demo;
 pub mod faults;
 pub mod kill;
