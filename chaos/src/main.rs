@@ -9,6 +9,8 @@ use anyhow::Context;
 use clap::Args;
 use clap::Parser;
 use clap::Subcommand;
+use lifeboat_chaos::bench;
+use lifeboat_chaos::bench::Bench;
 use lifeboat_chaos::demo;
 use lifeboat_chaos::open;
 use lifeboat_chaos::scenario;
@@ -51,6 +53,11 @@ enum Command {
     },
     /// Serves a simulated cluster and cloud with one node on loopback, until it is asked to end.
     Serve,
+    /// Measures how fast interruptions are answered.
+    Bench {
+        #[command(subcommand)]
+        bench: Bench,
+    },
     /// Shows one whole interruption, with the production programs as processes.
     Demo {
         /// Writes the same as data.
@@ -79,6 +86,7 @@ fn main() -> ExitCode {
         Command::Meta { what } => meta(&what),
         Command::Swarm { seconds, seed } => swarm(Duration::from_secs(seconds), seed),
         Command::Serve => serve(),
+        Command::Bench { bench } => bench::run(&bench).map(code),
         Command::Demo { json, logs } => show(json, logs),
     };
     match done {

@@ -1,0 +1,39 @@
+//! Benches: how fast an interruption is answered, alone and in a storm, on the real API server.
+
+use std::path::PathBuf;
+
+use anyhow::Context;
+use clap::Subcommand;
+
+mod counters;
+mod figures;
+mod fleet;
+mod floor;
+mod ground;
+mod post;
+mod program;
+mod screen;
+pub mod storm;
+mod witness;
+
+/// What is measured.
+#[derive(Debug, Subcommand)]
+pub enum Bench {
+    /// Notices for many nodes at once, on a real API server.
+    Storm(storm::Options),
+}
+
+/// Runs a bench; answers whether all that must hold did hold.
+pub fn run(bench: &Bench) -> anyhow::Result<bool> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    match bench {
+        Bench::Storm(options) => runtime.block_on(storm::run(options)),
+    }
+}
+
+/// The program that lies beside this one.
+fn beside_us(name: &str) -> anyhow::Result<PathBuf> {
+    let program = std::env::current_exe()?;
+    let folder = program.parent().context("this program lies in no folder")?;
+    Ok(folder.join(name))
+}

@@ -1,0 +1,96 @@
+//! The floor: the bare loop that does only the guarded fencing patch, on nodes of its own.
+
+use std::time::Duration;
+
+use anyhow::Context;
+use futures::StreamExt;
+use lifeboat::adapters::cluster::Cluster;
+use lifeboat::adapters::cluster::Slots;
+use lifeboat::adapters::cluster::nodes;
+use lifeboat::clock::Clock;
+use lifeboat_domain::signal::Action;
+use lifeboat_domain::signal::Kind;
+use tokio::time::Instant;
+
+use crate::bench::figures::Floor;
+use crate::bench::figures::Quantiles;
+use crate::bench::fleet::Fleet;
+use crate::bench::witness::Witness;
+
+/// How many requests at a time are tried: the best of them is the floor.
+const TRIED: [usize; 3] = [16, 32, 64];
+
+/// Fences the fleet at each concurrency, and takes the fence back after each.
+pub(super) async fn measure(
+    client: &kube::Client,
+    fleet: &Fleet,
+    witness: &Witness,
+) -> anyhow::Result<Vec<Floor>> {
+    let mut floors = Vec::new();
+    for at_a_time in TRIED {
+        floors.push(pass(client, (fleet, witness), at_a_time).await?);
+        take_back(client, (fleet, witness)).await?;
+    }
+    Ok(floors)
+}
+
+/// Fences one node after another.
+pub(super) async fn one_by_one(
+    client: &kube::Client,
+    fleet: &Fleet,
+    witness: &Witness,
+) -> anyhow::Result<Vec<Floor>> {
+    let floor = pass(client, (fleet, witness), 1).await?;
+    take_back(client, (fleet, witness)).await?;
+    Ok(vec![floor])
+}
+
+async fn pass(
+    client: &kube::Client,
+    (fleet, witness): (&Fleet, &Witness),
+    at_a_time: usize,
+) -> anyhow::Result<Floor> {
+    let cluster = Cluster::first_aid(client.clone(), &Slots::new(at_a_time, 0));
+    let (clock, kind) = (Clock::system(), Kind::SpotInterruption { action: Action::Terminate });
+    let rows: Option<Vec<_>> =
+        (0..fleet.nodes).map(|number| witness.row(&fleet.node(number))).collect();
+    let rows = rows.context("a node of the floor is not there")?;
+    let began = Instant::now();
+    let patches = rows.iter().map(|row| {
+        let (cluster, clock) = (&cluster, &clock);
+        async move {
+            let asked = Instant::now();
+            nodes::fence(cluster, row, kind.label(), clock.now()).await?;
+            Ok::<Duration, lifeboat::adapters::cluster::ClusterError>(asked.elapsed())
+        }
+    });
+    let mut patches = futures::stream::iter(patches).buffer_unordered(at_a_time);
+    let mut times = Vec::with_capacity(fleet.nodes);
+    while let Some(took) = patches.next().await {
+        times.push(took.context("a patch of the floor failed")?);
+    }
+    let whole = began.elapsed();
+    #[expect(clippy::cast_precision_loss, reason = "a count of nodes")]
+    let nodes_per_second = fleet.nodes as f64 / whole.as_secs_f64();
+    Ok(Floor { at_a_time, patch: Quantiles::of(times, Some(whole)), nodes_per_second })
+}
+
+/// The controller manager reacts to a cordon with a taint of its own, so it is waited for.
+async fn take_back(
+    client: &kube::Client,
+    (fleet, witness): (&Fleet, &Witness),
+) -> anyhow::Result<()> {
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let cluster = Cluster::first_aid(client.clone(), &Slots::new(32, 0));
+    let rows = (0..fleet.nodes).filter_map(|number| witness.row(&fleet.node(number)));
+    let taken = rows.map(|row| {
+        let cluster = &cluster;
+        async move { nodes::take_back(cluster, &row).await }
+    });
+    let mut taken = std::pin::pin!(futures::stream::iter(taken).buffer_unordered(32));
+    while let Some(taken) = taken.next().await {
+        taken.context("a fence of the floor was not taken back")?;
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    Ok(())
+}

@@ -1,0 +1,109 @@
+//! A controller as a process, and what it costs.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::fs::File;
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::Context;
+use serde::Serialize;
+use tokio::process::Child;
+use tokio::process::Command;
+use tokio::time::Instant;
+
+/// Ticks of a second in `/proc`.
+///
+/// Source: `proc(5)`; the kernel reports `USER_HZ`, which is 100 on every architecture of EC2.
+const TICKS: f64 = 100.0;
+/// How long a controller may take until it has read every list.
+const START_MAX: Duration = Duration::from_mins(3);
+/// A controller that took less of a processor than this in a second has nothing to do.
+const AT_REST: f64 = 0.1;
+
+/// A running controller.
+pub(super) struct Controller {
+    child: Child,
+    pid: u32,
+}
+
+/// What a process has taken.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub(super) struct Taken {
+    /// Resident memory now, in MiB.
+    pub(super) resident_mib: f64,
+    /// The most that was ever resident, in MiB.
+    pub(super) peak_mib: f64,
+    /// Processor time, in seconds.
+    pub(super) cpu_seconds: f64,
+}
+
+impl Controller {
+    /// Starts a replica, whose output goes to a file.
+    pub(super) fn start(
+        program: &Path,
+        environment: &BTreeMap<&'static str, String>,
+        log: &Path,
+    ) -> anyhow::Result<Self> {
+        let log = File::create(log)?;
+        let child = Command::new(program)
+            .arg("controller")
+            .envs(environment)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .kill_on_drop(true)
+            .spawn()
+            .with_context(|| format!("{} was not started", program.display()))?;
+        let pid = child.id().context("the controller ended at once")?;
+        Ok(Self { child, pid })
+    }
+
+    /// Returns once it has read its lists and rests.
+    pub(super) async fn rests(&mut self) -> anyhow::Result<()> {
+        let until = Instant::now() + START_MAX;
+        let mut before = None;
+        while Instant::now() < until {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            if let Some(status) = self.child.try_wait()? {
+                anyhow::bail!("the controller ended by itself: {status}");
+            }
+            let now = self.taken().cpu_seconds;
+            if before.is_some_and(|before| now - before < AT_REST) {
+                return Ok(());
+            }
+            before = Some(now);
+        }
+        anyhow::bail!("the controller did not come to rest")
+    }
+
+    /// What it has taken so far.
+    pub(super) fn taken(&self) -> Taken {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid)).unwrap_or_default();
+        let kilobytes = |name: &str| -> f64 {
+            let line = status.lines().find_map(|line| line.strip_prefix(name));
+            let value = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
+            value.unwrap_or(0.0)
+        };
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid)).unwrap_or_default();
+        let fields = stat.rsplit(')').next().unwrap_or_default();
+        let ticks = fields.split_whitespace().skip(11).take(2);
+        Taken {
+            resident_mib: kilobytes("VmRSS:") / 1024.0,
+            peak_mib: kilobytes("VmHWM:") / 1024.0,
+            cpu_seconds: ticks.filter_map(|tick| tick.parse::<f64>().ok()).sum::<f64>() / TICKS,
+        }
+    }
+
+    /// Ends it, and waits until it is gone.
+    pub(super) async fn end(mut self) {
+        self.child.kill().await.ok();
+    }
+}
+
+/// The load average of the last minute.
+pub(super) fn load() -> f64 {
+    let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    text.split_whitespace().next().and_then(|load| load.parse().ok()).unwrap_or(0.0)
+}

@@ -1,0 +1,259 @@
+//! `chaos bench storm`: as many notices at once as there are nodes, and how soon each is answered.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::Args;
+use tempfile::TempDir;
+use tokio::task::JoinSet;
+
+use crate::bench::beside_us;
+use crate::bench::counters::Counters;
+use crate::bench::figures::Figures;
+use crate::bench::figures::Floor;
+use crate::bench::figures::Quantiles;
+use crate::bench::fleet;
+use crate::bench::fleet::Fleet;
+use crate::bench::floor;
+use crate::bench::ground::Ground;
+use crate::bench::post::Post;
+use crate::bench::program;
+use crate::bench::program::Controller;
+use crate::bench::program::Taken;
+use crate::bench::screen;
+use crate::bench::screen::Screen;
+use crate::bench::witness::Edge;
+use crate::bench::witness::Witness;
+
+/// How long all nodes together may take.
+const ANSWERED_WITHIN: Duration = Duration::from_mins(5);
+
+/// How a storm is made.
+#[derive(Clone, Debug, Args)]
+pub struct Options {
+    /// Nodes that get a notice.
+    #[arg(long, default_value_t = 100)]
+    nodes: usize,
+    /// Protected pods on each, on slices of its GPUs.
+    #[arg(long, default_value_t = 4)]
+    pods: usize,
+    /// One notice after another, this many times, in place of all at once.
+    #[arg(long)]
+    rounds: Option<usize>,
+    /// Replicas of the controller.
+    #[arg(long, default_value_t = 1)]
+    replicas: usize,
+    /// Seconds after the last answer in which the rest of the writes is counted.
+    #[arg(long, default_value_t = 10)]
+    settle: u64,
+    /// An API server that is there, in place of one of our own.
+    #[arg(long)]
+    kubeconfig: PathBuf,
+    /// Where that server's etcd shows its metrics, as `http://127.0.0.1:2379`.
+    #[arg(long)]
+    etcd: Option<String>,
+    /// The program whose controller is measured; without it, the one beside this program.
+    #[arg(long)]
+    program: Option<PathBuf>,
+    /// Writes the figures as JSON in place of a table.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Everything that takes part in a storm.
+struct Field {
+    ground: Ground,
+    client: kube::Client,
+    /// The nodes that get a notice.
+    fleet: Fleet,
+    /// The nodes of the bare loop.
+    others: Fleet,
+    witness: Witness,
+    post: Post,
+    controllers: Vec<Controller>,
+    _watches: JoinSet<()>,
+    logs: TempDir,
+}
+
+/// What was counted on the way.
+#[derive(Default)]
+struct Tally {
+    floors: Vec<Floor>,
+    load: f64,
+    at_rest: Vec<Taken>,
+    floor: [Counters; 2],
+    storm: [Counters; 3],
+}
+
+/// Runs it; answers whether every node got all that it waits for.
+pub async fn run(options: &Options) -> anyhow::Result<bool> {
+    let screen = Screen::of_this_process();
+    let mut field = Field::set(options, screen).await?;
+    let tally = field.play(options).await;
+    let figures = tally.map(|tally| field.figures(options, tally));
+    field.clear().await;
+    let figures = figures?;
+    if options.json {
+        screen::print(&serde_json::to_string(&figures)?);
+    } else {
+        figures.lines().iter().for_each(|line| screen::print(line));
+    }
+    Ok(figures.is_whole())
+}
+
+impl Field {
+    async fn set(options: &Options, screen: Screen) -> anyhow::Result<Self> {
+        let ground = Ground::there(&options.kubeconfig, options.etcd.as_deref());
+        let client = ground.client().await?;
+        fleet::prepare(&client).await?;
+        fleet::clear(&client).await?;
+        let nodes = options.rounds.unwrap_or(options.nodes);
+        let fleet = Fleet::new("storm", nodes, options.pods);
+        let others = Fleet::new("floor", nodes, 0);
+        fleet.make(&client, screen).await?;
+        others.make(&client, screen).await?;
+        let (witness, watches) = Witness::start(&client, &fleet).await;
+        let post = Post::open(&fleet, &witness).await?;
+        let mut field = Self {
+            ground,
+            client,
+            fleet,
+            others,
+            witness,
+            post,
+            controllers: Vec::new(),
+            _watches: watches,
+            logs: tempfile::tempdir()?,
+        };
+        field.start(options).await?;
+        Ok(field)
+    }
+
+    async fn start(&mut self, options: &Options) -> anyhow::Result<()> {
+        let program = match &options.program {
+            Some(program) => program.clone(),
+            None => beside_us("lifeboat")?,
+        };
+        screen::say("the controller reads its lists");
+        for replica in 0..options.replicas {
+            let mut environment = self.post.environment();
+            environment.extend([
+                ("KUBECONFIG", self.ground.kubeconfig().display().to_string()),
+                ("LIFEBOAT_CLUSTER", "bench".to_owned()),
+                ("LIFEBOAT_ADMIN_LISTEN", "127.0.0.1:0".to_owned()),
+                ("LIFEBOAT_LEASE_IDENTITY", format!("controller-{replica}")),
+            ]);
+            let log = self.logs.path().join(format!("controller-{replica}.log"));
+            let mut controller = Controller::start(&program, &environment, &log)?;
+            controller.rests().await?;
+            self.controllers.push(controller);
+        }
+        Ok(())
+    }
+
+    async fn play(&mut self, options: &Options) -> anyhow::Result<Tally> {
+        let mut tally = Tally { at_rest: self.taken(), ..Tally::default() };
+        screen::say("the bare loop");
+        tally.floor[0] = self.count().await?;
+        tally.floors = self.floor(options).await?;
+        tally.floor[1] = self.count().await?;
+        screen::say("the storm");
+        tally.load = program::load();
+        tally.storm[0] = self.count().await?;
+        match options.rounds {
+            Some(_) => self.one_by_one().await?,
+            None => self.all_at_once().await?,
+        }
+        tally.storm[1] = self.count().await?;
+        tokio::time::sleep(Duration::from_secs(options.settle)).await;
+        tally.storm[2] = self.count().await?;
+        screen::say("the bare loop once more");
+        tally.floors.extend(self.floor(options).await?);
+        Ok(tally)
+    }
+
+    async fn all_at_once(&self) -> anyhow::Result<()> {
+        for number in 0..self.fleet.nodes {
+            self.post.send(number)?;
+        }
+        self.witness.all(self.fleet.nodes, ANSWERED_WITHIN).await;
+        Ok(())
+    }
+
+    /// With pauses of no fixed length, so that nobody's clock ticks with ours.
+    async fn one_by_one(&self) -> anyhow::Result<()> {
+        for number in 0..self.fleet.nodes {
+            tokio::time::sleep(Duration::from_millis(fastrand::u64(200..800))).await;
+            self.post.send(number)?;
+            self.witness.all(number + 1, Duration::from_secs(30)).await;
+        }
+        Ok(())
+    }
+
+    async fn floor(&self, options: &Options) -> anyhow::Result<Vec<Floor>> {
+        let client = self.ground.client().await?;
+        match options.rounds {
+            Some(_) => floor::one_by_one(&client, &self.others, &self.witness).await,
+            None => floor::measure(&client, &self.others, &self.witness).await,
+        }
+    }
+
+    async fn count(&self) -> anyhow::Result<Counters> {
+        let counted = Counters::read(&self.client, self.ground.etcd.as_deref()).await;
+        counted.context("counters of the API server")
+    }
+
+    fn taken(&self) -> Vec<Taken> {
+        self.controllers.iter().map(Controller::taken).collect()
+    }
+
+    #[expect(clippy::cast_precision_loss, reason = "counts of nodes and passes")]
+    fn figures(&self, options: &Options, tally: Tally) -> Figures {
+        let nodes = self.fleet.nodes as f64;
+        let passes = nodes * (tally.floors.len() / 2).max(1) as f64;
+        let [rest, floor] = &tally.floor;
+        let [before, done, settled] = &tally.storm;
+        let edges = Edge::ALL.map(|edge| {
+            let quantiles = Quantiles::of(self.witness.times(edge), self.witness.last(edge));
+            (edge.label(), quantiles)
+        });
+        let edges = BTreeMap::from(edges);
+        let fastest = tally.floors.iter().map(Floor::whole_ms).fold(f64::INFINITY, f64::min);
+        let (order, times_floor) = match options.rounds {
+            Some(_) => ("one after another", edges["fenced"].p50_ms / tally.floors[0].patch.p50_ms),
+            None => ("all at once", edges["fenced"].last_ms / fastest),
+        };
+        Figures {
+            nodes: self.fleet.nodes,
+            pods: self.fleet.pods,
+            replicas: self.controllers.len(),
+            order,
+            ground: self.ground.described.clone(),
+            load: tally.load,
+            requests: done.requests_since(before, nodes),
+            requests_settled: settled.requests_since(before, nodes),
+            requests_floor: floor.requests_since(rest, passes),
+            etcd_bytes: [
+                done.bytes_since(before) / nodes,
+                settled.bytes_since(before) / nodes,
+                floor.bytes_since(rest) / passes,
+            ],
+            queue: self.post.counts(),
+            programs: tally.at_rest.iter().copied().zip(self.taken()).map(<[_; 2]>::from).collect(),
+            floors: tally.floors,
+            edges,
+            times_floor,
+        }
+    }
+
+    async fn clear(self) {
+        for controller in self.controllers {
+            controller.end().await;
+        }
+        // What is left on a server that goes away is of no account.
+        drop(fleet::clear(&self.client).await);
+        drop(self.logs);
+    }
+}
