@@ -336,8 +336,14 @@ fn few_writes(run: &Run<'_>) -> Vec<Broken> {
     let overruled = ended_by_us(run).filter(|(index, ..)| {
         matches!(&run.events[*index].what, What::Ending { verb: "delete", .. })
     });
+    // Where capacity is refused, the next claim is made, and recorded.
+    let first = |claim: &str| claim.ends_with("-1");
+    let again = run.events.iter().filter(|event| match &event.what {
+        What::Claim { claim, came: true, by } => by.starts_with(OURS) && !first(claim),
+        _ => false,
+    });
     let each = WRITES_EACH * (heard + crashes.count()) + WRITES_POD * pods;
-    if writes <= each + 2 * overruled.count() {
+    if writes <= each + 2 * (overruled.count() + again.count()) {
         return Vec::new();
     }
     let counted: Vec<String> =

@@ -265,12 +265,14 @@ fn behavior(line: &Line) -> Result<Behavior, ScriptError> {
     })
 }
 
-/// `sold-out g5.xlarge us-east-2b`: neither Spot nor on demand.
+/// `sold-out g5.xlarge us-east-2b [spot]`: neither Spot nor on demand; with `spot`, that alone.
 fn sold_out(world: &World, line: &Line) -> Result<(), ScriptError> {
     let (instance_type, zone) = (line.word(1)?.to_owned(), line.word(2)?.to_owned());
+    let both = [Purchase::Spot, Purchase::OnDemand];
+    let purchases = if line.says("spot") { &both[..1] } else { &both[..] };
     world.update(|state| {
-        for purchase in [Purchase::Spot, Purchase::OnDemand] {
-            state.offerings.sell_out(&instance_type, &zone, purchase);
+        for purchase in purchases {
+            state.offerings.sell_out(&instance_type, &zone, *purchase);
         }
     });
     Ok(())

@@ -309,6 +309,10 @@ fn add_unknown(record: &mut Value) {
         "source": "oracle", "kind": "comet", "time": "2026-01-01T00:00:20Z",
         "heardAt": "2026-01-01T00:00:20Z", "heardBy": "another-version",
     });
+    let signals = record["spec"]["signals"].as_object_mut();
+    for signal in signals.into_iter().flat_map(|signals| signals.values_mut()) {
+        signal["confidence"] = json!({ "percent": 98, "by": ["oracle"] });
+    }
     record["status"]["mood"] = json!("calm");
 }
 

@@ -322,8 +322,11 @@ pub(super) fn prepare(
         new["metadata"]["generation"] = json!(generation);
     }
     if door != Door::Back {
+        // What the store holds is pruned, too, when it is read.
+        let mut old = old.clone();
+        schema::prune(resource, &mut old);
         schema::prune(resource, &mut new);
-        rules::check(resource, Some(old), &new)?;
+        rules::check(resource, Some(&old), &new)?;
     }
     Ok(new)
 }
