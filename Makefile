@@ -5,7 +5,7 @@ CARGO ?= cargo
 ALL := --workspace --exclude lifeboat-ec2 --no-default-features
 RELEASE := target/release
 
-.PHONY: demo test lint build
+.PHONY: demo test lint build cluster-build cluster-up cluster-down cluster-test
 
 build:
 	$(CARGO) build --release $(ALL) --bins --lib --examples
@@ -16,6 +16,21 @@ demo: build
 lint:
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy $(ALL) --all-targets -- -D warnings
+	$(CARGO) clippy $(ALL) --test cluster -- -D warnings
 
 test:
 	@.ci/test
+
+# The real control plane, from pinned Go modules.
+cluster-build:
+	@tests/cluster/build
+
+cluster-up: cluster-build build
+	$(RELEASE)/chaos cluster up --karpenter $(ARGS)
+
+cluster-down:
+	$(RELEASE)/chaos cluster down $(ARGS)
+
+# One at a time: each test has a control plane of its own.
+cluster-test: cluster-build build
+	$(CARGO) test --release $(ALL) --test cluster -- --nocapture --test-threads=1 $(ARGS)

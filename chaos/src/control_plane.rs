@@ -382,6 +382,7 @@ async fn launch(
 ) -> Result<Child, ControlPlaneError> {
     let command = commands::command(settings, layout, part);
     let mut child = Child::spawn(part.name(), command, &layout.log(part))?;
+    layout::write(&layout.pid(part), &child.pid().to_string())?;
     child.wait_until(&probe::of(layout, part)).await?;
     Ok(child)
 }

@@ -11,6 +11,7 @@ pub mod chronicle;
 pub mod control_plane;
 pub mod demo;
 pub mod faults;
+pub mod keeper;
 pub mod kill;
 pub mod open;
 pub mod processes;

@@ -12,6 +12,8 @@ use clap::Subcommand;
 use lifeboat_chaos::bench;
 use lifeboat_chaos::bench::Bench;
 use lifeboat_chaos::demo;
+use lifeboat_chaos::keeper;
+use lifeboat_chaos::keeper::Cluster;
 use lifeboat_chaos::open;
 use lifeboat_chaos::scenario;
 use lifeboat_chaos::scenario::Outcome;
@@ -53,6 +55,11 @@ enum Command {
     },
     /// Serves a simulated cluster and cloud with one node on loopback, until it is asked to end.
     Serve,
+    /// Starts and ends a real control plane on loopback.
+    Cluster {
+        #[command(subcommand)]
+        cluster: Cluster,
+    },
     /// Measures how fast interruptions are answered.
     Bench {
         #[command(subcommand)]
@@ -86,6 +93,7 @@ fn main() -> ExitCode {
         Command::Meta { what } => meta(&what),
         Command::Swarm { seconds, seed } => swarm(Duration::from_secs(seconds), seed),
         Command::Serve => serve(),
+        Command::Cluster { cluster } => keep(&cluster),
         Command::Bench { bench } => bench::run(&bench).map(code),
         Command::Demo { json, logs } => show(json, logs),
     };
@@ -149,6 +157,14 @@ fn serve() -> anyhow::Result<ExitCode> {
         tokio::signal::ctrl_c().await?;
         Ok(ExitCode::SUCCESS)
     })
+}
+
+fn keep(cluster: &Cluster) -> anyhow::Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    for line in runtime.block_on(keeper::run(cluster))? {
+        print(&line);
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn show(json: Option<PathBuf>, logs: Option<PathBuf>) -> anyhow::Result<ExitCode> {

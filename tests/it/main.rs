@@ -3,6 +3,7 @@
 
 mod agent;
 mod commands;
+mod control_plane;
 mod controller;
 mod csi;
 mod data;

@@ -29,6 +29,7 @@ pub(super) struct Program {
     pub(super) path: PathBuf,
     pub(super) arguments: Vec<OsString>,
     pub(super) environment: Vec<(&'static str, OsString)>,
+    pub(super) folder: PathBuf,
 }
 
 /// A running program; dropping it kills it.
@@ -120,7 +121,7 @@ fn mortal(program: &Program) -> Command {
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", "KILL", "--"]).arg(&program.path).args(&program.arguments);
     command.envs(program.environment.iter().map(|(name, value)| (name, value)));
-    command.process_group(0);
+    command.current_dir(&program.folder).process_group(0);
     command
 }
 

@@ -1,10 +1,12 @@
 //! The stand-in cloud below Karpenter: how tests steer it, and what was asked of it.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::Deserialize;
+use serde::Serialize;
 use serde_json::json;
 
 use super::ControlPlaneError;
@@ -19,8 +21,13 @@ pub struct Cloud {
 /// How the cloud behaves from now on.
 #[derive(Clone, Debug, Default)]
 pub struct Behavior {
-    /// What it has no capacity for.
-    pub refused: Vec<Refused>,
+    /// What it has no capacity for, which Karpenter learns when it asks.
+    pub refused: Vec<Pool>,
+    /// What it has no capacity for, and Karpenter knows it, as after an interruption.
+    pub unavailable: Vec<Pool>,
+    /// What nodes of an instance type say that they have beyond the type's own resources, as a
+    /// device plugin does that makes slices: type, resource, quantity.
+    pub reports: BTreeMap<String, BTreeMap<String, String>>,
     /// How long a purchase takes.
     pub launch: Duration,
     /// How long after the purchase its node is there.
@@ -29,9 +36,10 @@ pub struct Behavior {
     pub termination: Duration,
 }
 
-/// An offering that there is no capacity for; what is `None` is any.
-#[derive(Clone, Debug, Default)]
-pub struct Refused {
+/// Offerings; what is `None` is any.
+#[derive(Clone, Debug, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Pool {
     /// The instance type.
     pub instance_type: Option<String>,
     /// The zone.
@@ -75,19 +83,10 @@ impl Cloud {
 
     /// Makes the cloud behave so for everything asked from now on.
     pub fn behave(&self, behavior: &Behavior) -> Result<(), ControlPlaneError> {
-        let refused: Vec<_> = behavior
-            .refused
-            .iter()
-            .map(|one| {
-                json!({
-                    "instanceType": one.instance_type,
-                    "zone": one.zone,
-                    "capacityType": one.capacity_type,
-                })
-            })
-            .collect();
         let text = json!({
-            "refused": refused,
+            "refused": behavior.refused,
+            "unavailable": behavior.unavailable,
+            "reports": behavior.reports,
             "launchMilliseconds": milliseconds(behavior.launch),
             "registrationMilliseconds": milliseconds(behavior.registration),
             "terminationMilliseconds": milliseconds(behavior.termination),

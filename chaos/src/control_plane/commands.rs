@@ -36,7 +36,7 @@ pub(super) fn command(settings: &Settings, layout: &Layout, part: Part) -> Progr
     };
     let path = settings.binaries.join(part.name());
     let arguments = arguments.into_iter().map(OsString::from).collect();
-    Program { path, arguments, environment }
+    Program { path, arguments, environment, folder: layout.state().to_owned() }
 }
 
 fn etcd(settings: &Settings, layout: &Layout) -> Vec<String> {

@@ -47,6 +47,7 @@ impl Layout {
         make(&state.join("log"))?;
         make(&state.join("pki"))?;
         make(&state.join("cloud"))?;
+        make(&state.join("pids"))?;
         let state = state.canonicalize().map_err(|source| at(state, source))?;
         let layout = Self { state, ports: Ports::free().map_err(ControlPlaneError::Ports)? };
         certificates::write(&layout.pki())?;
@@ -102,6 +103,15 @@ impl Layout {
 
     pub(super) fn log(&self, part: Part) -> PathBuf {
         self.state.join("log").join(format!("{}.log", part.name()))
+    }
+
+    pub(super) fn pid(&self, part: Part) -> PathBuf {
+        self.state.join("pids").join(part.name())
+    }
+
+    /// Where programs are started: by it they are told from others.
+    pub(super) fn state(&self) -> &Path {
+        &self.state
     }
 
     /// Writes a kubeconfig with this token, as `<name>.kubeconfig`.
