@@ -43,6 +43,8 @@ pub struct Settings {
     pub nodes: Nodes,
     /// What the audit log holds.
     pub audit: Audit,
+    /// How many requests the API server takes at a time; its own 600 without.
+    pub seats: Option<u32>,
     /// Karpenter, if it is there.
     pub karpenter: Option<KarpenterSettings>,
 }
@@ -319,6 +321,7 @@ impl Settings {
             durability: Durability::NoFsync,
             nodes: Nodes::Lively,
             audit: Audit::Metadata,
+            seats: None,
             karpenter: None,
         }
     }

@@ -6,4 +6,5 @@
     reason = "tests; what is skipped is said"
 )]
 
+mod flow;
 mod plane;

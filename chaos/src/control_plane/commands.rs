@@ -86,6 +86,11 @@ fn api_server(settings: &Settings, layout: &Layout) -> Vec<String> {
         // Whoever read an answer finds it in the log.
         flags.push("--audit-log-mode=blocking".to_owned());
     }
+    if let Some(seats) = settings.seats {
+        // The server adds the two up, and shares the sum out among its priority levels.
+        flags.push(format!("--max-requests-inflight={seats}"));
+        flags.push("--max-mutating-requests-inflight=0".to_owned());
+    }
     flags
 }
 
