@@ -4,6 +4,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
+use jiff::SignedDuration;
 use lifeboat_chaos::control_plane::ControlPlane;
 use lifeboat_chaos::control_plane::Settings;
 use lifeboat_chaos::control_plane::audit;
@@ -38,7 +39,7 @@ fn a_line_of_the_audit_log_is_read() {
     assert_eq!((entry.name.as_str(), entry.code), ("gpu-1", 422));
     assert_eq!(entry.user_agent, "lifeboat/0.1");
     assert!(entry.writes());
-    assert_eq!((entry.answered - entry.received).get_microseconds(), 4000);
+    assert_eq!(entry.answered.duration_since(entry.received), SignedDuration::from_millis(4));
 }
 
 /// A folder of programs that are scripts.

@@ -16,14 +16,7 @@ use super::ControlPlaneError;
 use super::layout;
 
 /// The names that the API server is reached by, inside and outside.
-const NAMES: &[&str] = &[
-    "127.0.0.1",
-    "10.0.0.1",
-    "localhost",
-    "kubernetes",
-    "kubernetes.default",
-    "kubernetes.default.svc",
-];
+const NAMES: &[&str] = &["127.0.0.1", "10.0.0.1", "localhost", "kubernetes", "kubernetes.default"];
 
 /// Writes all of them to `folder`, unless they are there.
 pub(super) fn write(folder: &Path) -> Result<(), ControlPlaneError> {

@@ -73,7 +73,7 @@ fn api_server(settings: &Settings, layout: &Layout) -> Vec<String> {
         flag("token-auth-file", &layout.tokens()),
         "--authorization-mode=Node,RBAC".to_owned(),
         "--enable-admission-plugins=NodeRestriction".to_owned(),
-        "--service-account-issuer=https://kubernetes.default.svc".to_owned(),
+        "--service-account-issuer=https://cluster.lifeboat.dev".to_owned(),
         flag("service-account-key-file", &pki.join("sa.pub")),
         flag("service-account-signing-key-file", &pki.join("sa.key")),
         "--service-cluster-ip-range=10.0.0.0/24".to_owned(),
