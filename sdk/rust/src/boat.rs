@@ -31,6 +31,7 @@ use crate::shared::Place;
 use crate::shared::Shared;
 use crate::shared::system;
 use crate::state::Part;
+use crate::terminate;
 use crate::terminate::Watch;
 
 /// How long a required agent is waited for.
@@ -102,10 +103,18 @@ impl Boat {
     /// When a save is due the state is handed over in here, and the program stands still; see the
     /// crate's own words. Costs a few nanoseconds while nothing is wanted.
     pub fn step(&self, step: u64) -> Result<(), Error> {
-        if !self.shared.reached(step) {
+        if !self.reached(step) {
             return Ok(());
         }
         self.attend(step, Place::Step)
+    }
+
+    /// The first half of [`step`](Self::step), which never waits: says whether there is something
+    /// to stop for, and `step` is to be called.
+    ///
+    /// For languages that have a lock to let go of before a call that may wait.
+    pub fn reached(&self, step: u64) -> bool {
+        self.shared.reached(step)
     }
 
     /// A safe point in the midst of a step, where the state is that of the last `step` still.
@@ -157,10 +166,30 @@ impl Boat {
         self.shared.hook(Arc::new(hook));
     }
 
+    /// Says that SIGTERM came, where the program hears of it by itself ([`Signals::Left`]).
+    ///
+    /// Returns at once; what follows is as if the boat had heard it. Once told, it is told.
+    pub fn terminate(&self) -> Result<(), Error> {
+        terminate::told(&self.shared)
+    }
+
+    /// Whether the end of the work is stored.
+    pub fn is_finished(&self) -> bool {
+        self.shared.change(|state| state.finished)
+    }
+
+    /// Ends the boat's own threads, and every call that waits. Nothing is saved any more.
+    pub fn close(&self) {
+        self.shared.close();
+    }
+
     fn greeted(&self) -> Result<(), Error> {
         let required = self.shared.settings.required;
         let begun = Moment::now();
-        let answer = self.shared.wait(|state| {
+        let answer = self.shared.wait_here(|state| {
+            if state.closing {
+                return ControlFlow::Break(Greeting::Unanswered);
+            }
             let limit = match (&state.greeting, state.link, required) {
                 (Greeting::Unanswered, Link::Never, Required::No) if state.refusals > 0 => begun,
                 (Greeting::Unanswered, _, Required::No) => begun.after(GREETING),
@@ -242,9 +271,9 @@ impl Boat {
 
     fn asked_for(&self) -> Result<(), Error> {
         let limit = Moment::now().after(ANSWER);
-        let answered = self.shared.wait(|state| {
+        let answered = self.shared.wait_here(|state| {
             let asked = !matches!(state.order, Order::None) || state.outcome.is_some();
-            match (asked, limit.left().is_zero()) {
+            match (asked, state.closing || limit.left().is_zero()) {
                 (true, _) => ControlFlow::Break(true),
                 (false, true) => ControlFlow::Break(false),
                 (false, false) => ControlFlow::Continue(Some(limit)),
@@ -258,11 +287,11 @@ impl Boat {
 
     fn stored(&self) -> Result<u64, Error> {
         let limit = Moment::now().after(STORED);
-        let outcome = self.shared.wait(|state| {
+        let outcome = self.shared.wait_here(|state| {
             let off = state.hand.as_ref().is_none_or(|hand| hand.progress == Passing::Off);
             match &state.outcome {
                 Some(outcome) => ControlFlow::Break(Some(outcome.clone())),
-                None if off || limit.left().is_zero() => ControlFlow::Break(None),
+                None if off || state.closing || limit.left().is_zero() => ControlFlow::Break(None),
                 None => ControlFlow::Continue(Some(limit)),
             }
         });
@@ -280,8 +309,8 @@ impl Boat {
         let limit = Moment::now().after(STORED);
         let mut told = 0;
         loop {
-            let generation = self.shared.wait(|state| match state.link {
-                _ if state.finished => ControlFlow::Break(None),
+            let generation = self.shared.wait_here(|state| match state.link {
+                _ if state.finished || state.closing => ControlFlow::Break(None),
                 _ if limit.left().is_zero() => ControlFlow::Break(None),
                 Link::Never => ControlFlow::Break(None),
                 Link::Up(_) if state.generation > told => {

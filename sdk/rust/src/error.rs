@@ -58,6 +58,25 @@ pub enum Error {
         /// Which part.
         name: String,
     },
+    /// A part of the state has a name that lies within another's.
+    #[error("`{name}` lies within `{other}`, which is registered already. Give it another name.")]
+    Nested {
+        /// Its name.
+        name: String,
+        /// The other's.
+        other: String,
+    },
+    /// A part of the state did not say what it consists of.
+    #[error("`{name}` was not read: {reason}")]
+    NotRead {
+        /// Which part.
+        name: String,
+        /// Why.
+        reason: String,
+    },
+    /// The boat was closed while the program waited for it.
+    #[error("boat is closed. Nothing is saved any more.")]
+    Closed,
     /// The state cannot be described.
     #[error(transparent)]
     Layout(#[from] LayoutError),
@@ -161,6 +180,9 @@ impl Error {
             Self::KeyInUse { .. } => "key-in-use",
             Self::RegisteredTwice { .. } => "registered-twice",
             Self::Busy { .. } => "busy",
+            Self::Nested { .. } => "nested",
+            Self::NotRead { .. } => "not-read",
+            Self::Closed => "closed",
             Self::Layout(_) => "layout",
             Self::OtherWorld { .. } => "other-world",
             Self::OtherShape { .. } => "other-shape",

@@ -39,6 +39,9 @@ enum Stop {
 pub(crate) fn run(shared: &Shared, newer_than: Option<u64>) -> Result<Option<u64>, Error> {
     loop {
         let Some(generation) = line(shared)? else {
+            if shared.change(|state| state.closing) {
+                return Err(Error::Closed);
+            }
             let reason = "no agent answers: the program begins anew".to_owned();
             shared.observe(&Event::NothingToRestore { reason });
             return Ok(None);
@@ -55,7 +58,8 @@ pub(crate) fn run(shared: &Shared, newer_than: Option<u64>) -> Result<Option<u64
 /// The line, once it is up and greeted; none if nobody ever answered.
 fn line(shared: &Shared) -> Result<Option<u64>, Error> {
     let give_up = Moment::now().after(PATIENCE);
-    let generation = shared.wait(|state| match (&state.link, &state.greeting) {
+    let generation = shared.wait_here(|state| match (&state.link, &state.greeting) {
+        _ if state.closing => ControlFlow::Break(None),
         (Link::Up(_), Greeting::Welcome) => ControlFlow::Break(Some(state.generation)),
         (Link::Down(_), Greeting::Welcome) => ControlFlow::Continue(None),
         _ if give_up.left().is_zero() => ControlFlow::Break(None),
@@ -181,7 +185,7 @@ impl Attempt<'_> {
     }
 
     fn next(&self) -> Result<ToWorkload, Stop> {
-        self.shared.wait(|state| match state.restoring.pop_front() {
+        self.shared.wait_here(|state| match state.restoring.pop_front() {
             _ if !state.up(self.generation) => ControlFlow::Break(Err(Stop::Lost)),
             Some(frame) => ControlFlow::Break(Ok(frame)),
             None => ControlFlow::Continue(None),

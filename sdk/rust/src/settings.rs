@@ -1,6 +1,7 @@
 //! What the environment says: where the agent is, and which rank this is.
 
 use std::fmt;
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -27,7 +28,15 @@ pub struct Settings {
     pub signals: Signals,
     /// Who is told what happens; by default a line each on stderr.
     pub observer: Observer,
+    /// What a thread of the program does while it waits; by default nothing.
+    pub pulse: Option<Pulse>,
 }
+
+/// Called about ten times a second on a thread of the program that waits in a call, but not while
+/// its state is being handed over. `Break` closes the boat, and the call returns.
+///
+/// For languages whose signal handlers run on the program's own threads.
+pub type Pulse = Arc<dyn Fn() -> ControlFlow<()> + Send + Sync>;
 
 /// Which rank this is, of how many.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,6 +81,7 @@ impl Settings {
             restart_count: 0,
             signals: Signals::Heard,
             observer: Arc::new(print),
+            pulse: None,
         }
     }
 

@@ -36,6 +36,8 @@ use crate::state::Without;
 
 /// How long a step that is to be agreed on is waited for, where there is no deadline.
 pub(crate) const AGREEMENT: Duration = Duration::from_secs(30);
+/// How long a thread of the program waits between two pulses.
+const PULSE: Duration = Duration::from_millis(100);
 /// In the place of a step, before there is one.
 const NO_STEP: u64 = u64::MAX;
 
@@ -256,9 +258,36 @@ impl Shared {
         }
     }
 
+    /// The same, on a thread of the program: with pulses, unless its state is being handed over.
+    pub(crate) fn wait_here<T>(
+        &self,
+        mut look: impl FnMut(&mut State) -> ControlFlow<T, Option<Moment>>,
+    ) -> T {
+        let Some(pulse) = &self.settings.pulse else { return self.wait(look) };
+        loop {
+            let next_pulse = Moment::now().after(PULSE);
+            let found = self.wait(|state| match look(state) {
+                ControlFlow::Break(found) => ControlFlow::Break(Some(found)),
+                ControlFlow::Continue(again) if state.handing_over() => {
+                    ControlFlow::Continue(again)
+                }
+                ControlFlow::Continue(_) if next_pulse.left().is_zero() => ControlFlow::Break(None),
+                ControlFlow::Continue(again) => {
+                    let sooner = again.filter(|again| again.left() < next_pulse.left());
+                    ControlFlow::Continue(Some(sooner.unwrap_or(next_pulse)))
+                }
+            });
+            match found {
+                Some(found) => return found,
+                None if pulse().is_break() => self.close(),
+                None => (),
+            }
+        }
+    }
+
     /// What the program's thread is to do at a safe point, once there is something.
     pub(crate) fn next(&self, step: u64, place: Place) -> Next {
-        let next = self.wait(|state| state.next(&self.settings, step, place));
+        let next = self.wait_here(|state| state.next(&self.settings, step, place));
         if matches!(next, Next::GoOn) {
             self.change(|state| state.standing = false);
         }
@@ -357,6 +386,10 @@ impl State {
             finished: false,
             closing: false,
         }
+    }
+
+    fn handing_over(&self) -> bool {
+        self.hand.as_ref().is_some_and(|hand| hand.progress == Passing::UnderWay)
     }
 
     /// Whether this connection is the line.

@@ -1,5 +1,6 @@
 //! The program's state: what it registers, and how its bytes are read and written.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::ops::Deref;
@@ -54,6 +55,41 @@ pub trait Structure: Send + Sync {
     fn take(&self, tree: &Tree) -> Result<(), String>;
 }
 
+/// A part whose pieces are known only when it is saved: what an optimizer holds, a dictionary.
+///
+/// Calls come as those of [`Memory`] do, but for [`known`](Self::known).
+pub trait Collection: Send + Sync {
+    /// The regions as they were when last looked at, for estimates. Asked for from any thread.
+    fn known(&self) -> Vec<Piece>;
+    /// What it consists of now.
+    fn pieces(&self) -> Result<Pieces, Error>;
+    /// Where these regions of a checkpoint are to be put, in their order; refused if they do not
+    /// fit. Nothing of the program is to change yet, but for what is written to those places.
+    fn room(&self, saved: &[Piece], tree: Option<&Tree>) -> Result<Vec<Arc<dyn Memory>>, Error>;
+    /// Takes what was saved: all bytes are where [`room`](Self::room) said.
+    fn settle(&self, tree: Option<&Tree>) -> Result<(), Error>;
+}
+
+/// A region of a [`Collection`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Piece {
+    /// Its name within the part; empty if the part is this region alone.
+    pub name: String,
+    /// Type of its elements.
+    pub dtype: Dtype,
+    /// Its dimensions.
+    pub shape: Vec<u64>,
+}
+
+/// What a [`Collection`] consists of.
+#[derive(Default)]
+pub struct Pieces {
+    /// Its regions, by their names within the part.
+    pub memories: Vec<(String, Arc<dyn Memory>)>,
+    /// What is not in them.
+    pub tree: Option<Tree>,
+}
+
 /// Somebody else holds it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Busy;
@@ -70,6 +106,7 @@ pub struct Part {
 enum Kind {
     Memory(Arc<dyn Memory>),
     Structure(Arc<dyn Structure>),
+    Collection(Arc<dyn Collection>),
     File(PathBuf),
 }
 
@@ -82,6 +119,11 @@ impl Part {
     /// A structure of the program's own kind.
     pub fn structure(structure: Arc<dyn Structure>) -> Self {
         Self::of(Kind::Structure(structure))
+    }
+
+    /// A collection of the program's own kind. Its regions are named below the part's name.
+    pub fn collection(collection: Arc<dyn Collection>) -> Self {
+        Self::of(Kind::Collection(collection))
     }
 
     /// A file that the program keeps; saved as it is at a safe point, and put back by renaming.
@@ -103,7 +145,7 @@ impl Part {
     #[must_use]
     pub fn replicated(self) -> Self {
         match self.kind {
-            Kind::Memory(_) => Self { spread: Spread::Replicated, ..self },
+            Kind::Memory(_) | Kind::Collection(_) => Self { spread: Spread::Replicated, ..self },
             Kind::Structure(_) | Kind::File(_) => self,
         }
     }
@@ -261,6 +303,12 @@ impl Parts {
         if self.parts.iter().any(|(known, _)| known == name) {
             return Err(Error::RegisteredTwice { name: name.to_owned() });
         }
+        if let Some((other, _)) = self.parts.iter().find(|(other, known)| {
+            (known.is_collection() && within_name(other, name).is_some())
+                || (part.is_collection() && within_name(name, other).is_some())
+        }) {
+            return Err(Error::Nested { name: name.to_owned(), other: other.clone() });
+        }
         self.parts.push((name.to_owned(), part));
         self.layout().check().map_err(Error::Layout).inspect_err(|_| {
             self.parts.pop();
@@ -270,53 +318,54 @@ impl Parts {
     /// What would be saved now, without its tree. A file that is not there has no bytes.
     pub(crate) fn layout(&self) -> Layout {
         let file = |path: &Path| path.metadata().map_or(0, |metadata| metadata.len());
-        let regions = self.parts.iter().filter_map(|(name, part)| match &part.kind {
-            Kind::Memory(memory) => Some(part.region(name, memory.dtype(), &memory.shape())),
-            Kind::File(path) => Some(part.region(name, Dtype::U8, &[file(path)])),
-            Kind::Structure(_) => None,
+        let regions = self.parts.iter().flat_map(|(name, part)| match &part.kind {
+            Kind::Memory(memory) => vec![part.region(name, memory.dtype(), &memory.shape())],
+            Kind::File(path) => vec![part.region(name, Dtype::U8, &[file(path)])],
+            Kind::Collection(collection) => {
+                collection.known().into_iter().map(|piece| part.piece(name, piece)).collect()
+            }
+            Kind::Structure(_) => Vec::new(),
         });
         Layout { regions: regions.collect(), tree: Tree::Null }
     }
 
     /// The stream to save: replicated memory, the rest of it, then files.
     pub(crate) fn stream(&self, without: &Without) -> Result<Stream, Error> {
-        let mut stream = Stream::default();
-        let mut chosen: Vec<_> =
-            self.parts.iter().filter(|part| part.1.kept(without, &part.0)).collect();
-        chosen.sort_by_key(|(_, part)| part.place());
-        for (name, part) in chosen {
-            match &part.kind {
-                Kind::Memory(memory) => {
-                    let region = part.region(name, memory.dtype(), &memory.shape());
-                    stream.push(region, Source::Memory(Arc::clone(memory)));
-                }
-                Kind::File(path) => {
-                    let (file, length) = open(path)?;
-                    let region = part.region(name, Dtype::U8, &[length]);
-                    stream.push(region, Source::File(file, path.clone()));
-                }
-                Kind::Structure(_) => (),
+        let (mut found, mut entries) = (Vec::new(), Vec::new());
+        for (name, part) in &self.parts {
+            if let Some(tree) = part.contents(name, without, &mut found)? {
+                entries.push((Tree::Str(name.clone()), tree));
             }
         }
-        stream.layout.tree = self.tree()?;
+        found.sort_by_key(|(place, _, _)| *place);
+        let mut stream = Stream::default();
+        for (_, region, source) in found {
+            stream.push(region, source);
+        }
+        stream.layout.tree = Tree::Map(entries);
         Ok(stream)
     }
 
     /// Where the bytes of a saved stream go; refused if they do not fit.
     pub(crate) fn fit(&self, layout: &Layout) -> Result<Stream, Error> {
         layout.check()?;
-        self.fit_structures(&layout.tree)?;
-        let mut stream = Stream { layout: layout.clone(), ..Stream::default() };
+        self.fit_values(&layout.tree)?;
         for (name, part) in &self.parts {
             let there = layout.regions.iter().any(|region| region.name == *name);
-            let wanted = !matches!(part.kind, Kind::Structure(_)) && part.need == Need::Required;
-            if wanted && !there {
+            let region = matches!(part.kind, Kind::Memory(_) | Kind::File(_));
+            if region && part.need == Need::Required && !there {
                 return Err(Error::Missing { name: name.clone() });
             }
         }
+        let mut rooms = self.rooms(layout)?;
+        let mut stream = Stream { layout: layout.clone(), ..Stream::default() };
         for (offset, region) in layout.placed() {
             let part = self.parts.iter().find(|(name, _)| *name == region.name);
-            let source = part.map_or(Ok(Source::Nowhere), |(_, part)| part.takes(region))?;
+            let source = match (rooms.remove(&region.name), part) {
+                (Some(memory), _) => Source::Memory(memory),
+                (None, Some((_, part))) => part.takes(region)?,
+                (None, None) => Source::Nowhere,
+            };
             stream.sources.push((offset, region.bytes, source));
         }
         Ok(stream)
@@ -325,45 +374,111 @@ impl Parts {
     /// Gives the program the values that were saved.
     pub(crate) fn take(&self, tree: &Tree) -> Result<(), Error> {
         for (name, part) in &self.parts {
-            if let Kind::Structure(structure) = &part.kind {
-                let value =
-                    tree.entry(name).ok_or_else(|| Error::Missing { name: name.clone() })?;
-                let refused = |reason| Error::NotTaken { name: name.clone(), reason };
-                structure.take(value).map_err(refused)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn fit_structures(&self, tree: &Tree) -> Result<(), Error> {
-        for (name, part) in &self.parts {
-            if matches!(part.kind, Kind::Structure(_)) {
-                let value =
-                    tree.entry(name).ok_or_else(|| Error::Missing { name: name.clone() })?;
-                if let Some(path) = value.unknown() {
-                    let reason = format!("a newer version saved it, with a value at `{path}`");
-                    return Err(Error::NotTaken { name: name.clone(), reason });
+            match &part.kind {
+                Kind::Structure(structure) => {
+                    let missing = || Error::Missing { name: name.clone() };
+                    let value = tree.entry(name).ok_or_else(missing)?;
+                    let refused = |reason| Error::NotTaken { name: name.clone(), reason };
+                    structure.take(value).map_err(refused)?;
                 }
+                Kind::Collection(collection) => collection.settle(tree.entry(name))?,
+                Kind::Memory(_) | Kind::File(_) => (),
             }
         }
         Ok(())
     }
 
-    fn tree(&self) -> Result<Tree, Error> {
-        let mut entries = Vec::new();
+    fn fit_values(&self, tree: &Tree) -> Result<(), Error> {
         for (name, part) in &self.parts {
-            if let Kind::Structure(structure) = &part.kind {
-                let tree = structure.tree().map_err(|Busy| Error::Busy { name: name.clone() })?;
-                entries.push((Tree::Str(name.clone()), tree));
+            let value = tree.entry(name);
+            if matches!(part.kind, Kind::Structure(_)) && value.is_none() {
+                return Err(Error::Missing { name: name.clone() });
+            }
+            if let Some(path) = value.and_then(Tree::unknown) {
+                let reason = format!("a newer version saved it, with a value at `{path}`");
+                return Err(Error::NotTaken { name: name.clone(), reason });
             }
         }
-        Ok(Tree::Map(entries))
+        Ok(())
+    }
+
+    /// Where the regions of collections go, by their names.
+    fn rooms(&self, layout: &Layout) -> Result<BTreeMap<String, Arc<dyn Memory>>, Error> {
+        let mut rooms = BTreeMap::new();
+        for (name, part) in &self.parts {
+            let Kind::Collection(collection) = &part.kind else { continue };
+            let (mut names, mut saved) = (Vec::new(), Vec::new());
+            for region in &layout.regions {
+                let Some(within) = within_name(name, &region.name) else { continue };
+                let (dtype, shape) = (region.dtype.clone(), region.shape.clone());
+                names.push(region.name.clone());
+                saved.push(Piece { name: within.to_owned(), dtype, shape });
+            }
+            let memories = collection.room(&saved, layout.tree.entry(name))?;
+            for ((region, piece), memory) in names.into_iter().zip(&saved).zip(memories) {
+                // A place of another size would be written to past its end.
+                let own = part.region(&region, memory.dtype(), &memory.shape());
+                let there = part.region(&region, piece.dtype.clone(), &piece.shape);
+                if own.bytes != there.bytes {
+                    let (own, saved) = (describe(&own), describe(&there));
+                    return Err(Error::OtherShape { name: region, own, saved });
+                }
+                rooms.insert(region, memory);
+            }
+        }
+        Ok(rooms)
     }
 }
 
 impl Part {
     fn region(&self, name: &str, dtype: Dtype, shape: &[u64]) -> Region {
         Region { need: self.need, spread: self.spread, ..Region::new(name, dtype, shape) }
+    }
+
+    fn piece(&self, name: &str, piece: Piece) -> Region {
+        self.region(&name_within(name, &piece.name), piece.dtype, &piece.shape)
+    }
+
+    fn is_collection(&self) -> bool {
+        matches!(self.kind, Kind::Collection(_))
+    }
+
+    /// Adds what there is of it to save; what is not in regions is returned.
+    fn contents(
+        &self,
+        name: &str,
+        without: &Without,
+        found: &mut Vec<(u8, Region, Source)>,
+    ) -> Result<Option<Tree>, Error> {
+        match &self.kind {
+            Kind::Memory(memory) if self.kept(without, name) => {
+                let region = self.region(name, memory.dtype(), &memory.shape());
+                found.push((self.place(), region, Source::Memory(Arc::clone(memory))));
+                Ok(None)
+            }
+            Kind::File(path) if self.kept(without, name) => {
+                let (file, length) = open(path)?;
+                let region = self.region(name, Dtype::U8, &[length]);
+                found.push((self.place(), region, Source::File(file, path.clone())));
+                Ok(None)
+            }
+            Kind::Memory(_) | Kind::File(_) => Ok(None),
+            Kind::Structure(structure) => {
+                let tree = structure.tree().map_err(|Busy| Error::Busy { name: name.to_owned() });
+                tree.map(Some)
+            }
+            Kind::Collection(collection) => {
+                let pieces = collection.pieces()?;
+                for (within, memory) in pieces.memories {
+                    let own = name_within(name, &within);
+                    if self.kept(without, &own) {
+                        let region = self.region(&own, memory.dtype(), &memory.shape());
+                        found.push((self.place(), region, Source::Memory(memory)));
+                    }
+                }
+                Ok(pieces.tree)
+            }
+        }
     }
 
     fn kept(&self, without: &Without, name: &str) -> bool {
@@ -375,8 +490,8 @@ impl Part {
     fn place(&self) -> u8 {
         match (&self.kind, self.spread) {
             (Kind::File(_), _) => 2,
-            (Kind::Memory(_) | Kind::Structure(_), Spread::Own) => 1,
-            (Kind::Memory(_) | Kind::Structure(_), Spread::Replicated) => 0,
+            (Kind::Memory(_) | Kind::Structure(_) | Kind::Collection(_), Spread::Own) => 1,
+            (Kind::Memory(_) | Kind::Structure(_) | Kind::Collection(_), Spread::Replicated) => 0,
         }
     }
 
@@ -397,7 +512,7 @@ impl Part {
                 file.set_len(saved.bytes).map_err(failed)?;
                 Ok(Source::File(file, path.clone()))
             }
-            Kind::Structure(_) => Ok(Source::Nowhere),
+            Kind::Structure(_) | Kind::Collection(_) => Ok(Source::Nowhere),
         }
     }
 }
@@ -550,6 +665,17 @@ fn describe(region: &Region) -> String {
     format!("{} {:?}", region.dtype.name(), region.shape)
 }
 
+/// The name of a collection's region.
+fn name_within(part: &str, piece: &str) -> String {
+    if piece.is_empty() { part.to_owned() } else { format!("{part}/{piece}") }
+}
+
+/// The rest of a name that is the part's or lies within it.
+fn within_name<'a>(part: &str, name: &'a str) -> Option<&'a str> {
+    let rest = name.strip_prefix(part)?;
+    if rest.is_empty() { Some(rest) } else { rest.strip_prefix('/') }
+}
+
 /// A lock, once whoever holds it is done; not longer than a data loader may take.
 fn held<T>(mutex: &Mutex<T>) -> Result<MutexGuard<'_, T>, Busy> {
     let mut waited = Duration::ZERO;
@@ -635,6 +761,78 @@ mod tests {
         let unknown = Tree::Unknown(serde_json::json!({"quaternion": 1}));
         let newer = Layout { tree: Tree::map([("rng", unknown)]), ..good };
         assert!(matches!(parts.fit(&newer), Err(Error::NotTaken { name, .. }) if name == "rng"));
+    }
+
+    /// A row of tensors that grows.
+    #[derive(Default)]
+    struct Rows(Mutex<Vec<Tensor<u8>>>);
+
+    impl Collection for Rows {
+        fn known(&self) -> Vec<Piece> {
+            let piece = |(place, row): (usize, &Tensor<u8>)| Piece {
+                name: place.to_string(),
+                dtype: row.dtype(),
+                shape: row.shape(),
+            };
+            self.0.lock().unwrap().iter().enumerate().map(piece).collect()
+        }
+
+        fn pieces(&self) -> Result<Pieces, Error> {
+            let rows = self.0.lock().unwrap();
+            let memory = |row: &Tensor<u8>| Arc::new(row.clone()) as Arc<dyn Memory>;
+            let memories = (0..).zip(&*rows).map(|(place, row)| (format!("{place}"), memory(row)));
+            Ok(Pieces { memories: memories.collect(), tree: Some(Tree::Int(5)) })
+        }
+
+        fn room(
+            &self,
+            saved: &[Piece],
+            tree: Option<&Tree>,
+        ) -> Result<Vec<Arc<dyn Memory>>, Error> {
+            assert_eq!(tree, Some(&Tree::Int(5)));
+            let row = |piece: &Piece| Tensor::new(vec![0; size(piece.shape[0])]);
+            *self.0.lock().unwrap() = saved.iter().map(row).collect();
+            Ok(self.pieces()?.memories.into_iter().map(|(_, memory)| memory).collect())
+        }
+
+        fn settle(&self, tree: Option<&Tree>) -> Result<(), Error> {
+            assert_eq!(tree, Some(&Tree::Int(5)));
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_collection_is_saved_as_it_is_then_and_comes_back_whole() {
+        let rows = Arc::new(Rows::default());
+        let (mut parts, _, _) = parts();
+        parts.add("rows", Part::collection(Arc::clone(&rows) as _)).unwrap();
+        assert_eq!(parts.layout().regions.len(), 2);
+        *rows.0.lock().unwrap() = vec![Tensor::new(vec![1, 2]), Tensor::new(vec![3])];
+        let stream = parts.stream(&Without::default()).unwrap();
+        let mut bytes = [0; 14];
+        stream.read(0, &mut bytes).unwrap();
+        let layout = stream.layout;
+        let names: Vec<_> = layout.regions.iter().map(|region| region.name.as_str()).collect();
+        assert_eq!(names, ["weights", "loader", "rows/0", "rows/1"]);
+
+        rows.0.lock().unwrap().clear();
+        let fitted = parts.fit(&layout).unwrap();
+        fitted.write(0, &bytes).unwrap();
+        parts.take(&layout.tree).unwrap();
+        let rows = rows.0.lock().unwrap();
+        assert_eq!((&rows[0].lock()[..], &rows[1].lock()[..]), (&[1, 2][..], &[3][..]));
+    }
+
+    #[test]
+    fn no_name_lies_within_that_of_a_collection() {
+        let (mut parts, weights, _) = parts();
+        parts.add("rows", Part::collection(Arc::new(Rows::default()))).unwrap();
+        let refused = parts.add("rows/0", Part::from(&weights)).unwrap_err();
+        assert!(matches!(refused, Error::Nested { other, .. } if other == "rows"));
+        parts.add("rows0", Part::from(&weights)).unwrap();
+        parts.add("a/b", Part::from(&weights)).unwrap();
+        let refused = parts.add("a", Part::collection(Arc::new(Rows::default()))).unwrap_err();
+        assert!(matches!(refused, Error::Nested { other, .. } if other == "a/b"));
     }
 
     #[test]

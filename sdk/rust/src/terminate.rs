@@ -111,12 +111,24 @@ fn wait_for_signal(heard: &mut UnixStream) -> bool {
     }
 }
 
+/// The same, where the program heard the signal.
+pub(crate) fn told(shared: &Arc<Shared>) -> Result<(), Error> {
+    let shared = Arc::clone(shared);
+    let thread = thread::Builder::new().name("lifeboat-sigterm".into());
+    let spawned = thread.spawn(move || terminate(&shared));
+    spawned.map(drop).map_err(system("thread for SIGTERM"))
+}
+
 fn terminate(shared: &Shared) {
     let now = Moment::now();
-    let generation = shared.change(|state| {
-        state.terminating = Some(now);
-        state.generation
+    let (generation, again) = shared.change(|state| {
+        let again = state.terminating.is_some();
+        state.terminating.get_or_insert(now);
+        (state.generation, again)
     });
+    if again {
+        return;
+    }
     shared.observe(&Event::Terminating);
     let step = shared.step();
     // Over a line that is down it is said with the next hello.
