@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::time::Duration;
-use std::time::Instant;
 
 use http::Request;
 use http_body_util::BodyExt;
@@ -13,6 +12,7 @@ use lifeboat_chaos::control_plane::identity::Identity;
 use serde::Deserialize;
 use serde_json::Value;
 use serde_json::json;
+use tokio::time::Instant;
 
 use crate::plane::binaries;
 
@@ -53,7 +53,7 @@ async fn a_flood_of_low_priority_work_does_not_delay_the_fence() {
     flood.iter().for_each(tokio::task::JoinHandle::abort);
 
     assert_eq!(beside.level, levels["lifeboat-first-aid"]);
-    assert_eq!(sum(&full, REJECTED, "lifeboat-first-aid"), 0.0, "a fence was turned away");
+    assert!(sum(&full, REJECTED, "lifeboat-first-aid") < 1.0, "a fence was turned away");
     let (ours, theirs) = (wait(&full, "lifeboat-first-aid"), wait(&full, "workload-low"));
     assert!(ours * 10.0 < theirs, "we waited {ours} s for a seat, and the tenant {theirs} s");
     eprintln!(
@@ -93,11 +93,11 @@ async fn flood(tenant: kube::Client) {
 /// Waits until requests of the tenant stand in a queue.
 async fn until_full(admin: &kube::Client) {
     let full = async {
-        while sum(&metrics(admin).await, QUEUED, "workload-low") == 0.0 {
+        while sum(&metrics(admin).await, QUEUED, "workload-low") < 1.0 {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(60), full).await.expect("the server was not filled");
+    tokio::time::timeout(Duration::from_mins(1), full).await.expect("the server was not filled");
 }
 
 /// Three megabytes for each list of the tenant.
