@@ -131,15 +131,13 @@ pub fn requirements(memory: &Memory, pod: &PodRow) -> PodRequirements {
 /// The claim of a plan as it is sent: a copy of the dying one with the plan's requirements.
 ///
 /// What Karpenter resolved on the dying one, as its type and zone, stands in labels too, and would
-/// bind the copy to them. Owner and hashes are left out by `claims::create`.
+/// bind the copy to them. The labels of the NodePool stand in labels and requirements both; on a
+/// claim that it did not make itself, Karpenter gives a node those of the labels only. Owner and
+/// hashes are left out by `claims::create`.
 pub fn new_claim(memory: &Memory, row: &InterruptionRow, claim: &ClaimSpec) -> Option<NewClaim> {
     let dying = memory.dying.as_ref().filter(|dying| dying.name == claim.copy_of.as_str())?;
-    let asked: BTreeSet<&str> =
-        claim.requirements.iter().map(|requirement| requirement.key.as_str()).collect();
     let labels = dying.labels.iter();
-    let labels = labels.filter(|(key, _)| {
-        key.as_str() == marks::NODE_POOL || !(is_resolved(key) || asked.contains(key.as_str()))
-    });
+    let labels = labels.filter(|(key, _)| key.as_str() == marks::NODE_POOL || !is_resolved(key));
     let mut spec = dying.spec.clone();
     spec["requirements"] = claim.requirements.iter().map(requirement_to_wire).collect();
     Some(NewClaim {
@@ -416,18 +414,47 @@ fn operator(text: &str) -> Operator {
 
 /// Labels that say what an instance turned out to be, and ours.
 ///
-/// Source: Karpenter, "NodePools", well-known labels.
+/// Source: Karpenter, "NodePools", well-known labels. A pool's own may be in other parts of
+/// Kubernetes' domain, as in `node-role.kubernetes.io`.
 fn is_resolved(key: &str) -> bool {
+    const OF_NODE: [&str; 5] = [
+        "kubernetes.io",
+        "node.kubernetes.io",
+        "topology.kubernetes.io",
+        "beta.kubernetes.io",
+        "failure-domain.beta.kubernetes.io",
+    ];
     let domain = key.split_once('/').map_or("", |(domain, _)| domain);
     let of = |parent: &str| domain == parent || domain.ends_with(&format!(".{parent}"));
-    of("kubernetes.io")
-        || of("k8s.io")
+    OF_NODE.contains(&domain)
         || of("k8s.aws")
         || of("lifeboat.dev")
-        || domain == "karpenter.sh"
+        || domain.starts_with("karpenter.")
 }
 
 fn failed(what: &'static str, error: &crate::adapters::cluster::ClusterError) {
     metrics::error("cluster", error.label());
     tracing::warn!(what, error = %Chain(error), "not read");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_copy_keeps_the_labels_of_its_pool_and_no_others() {
+        let of_pool = ["team", "nvidia.com/gpu.present", "node-role.kubernetes.io/gpu"];
+        assert!(!of_pool.into_iter().any(is_resolved));
+        let resolved = [
+            "topology.kubernetes.io/zone",
+            "topology.k8s.aws/zone-id",
+            "node.kubernetes.io/instance-type",
+            "kubernetes.io/arch",
+            "karpenter.sh/capacity-type",
+            "karpenter.k8s.aws/instance-family",
+            "karpenter.kwok.sh/instance-family",
+            "lifeboat.dev/replaces",
+        ];
+        assert!(resolved.into_iter().all(is_resolved));
+    }
 }

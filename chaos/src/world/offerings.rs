@@ -89,6 +89,11 @@ impl Offering {
         pairs.into_iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect()
     }
 
+    /// Whether the value of a label follows from what was bought.
+    pub fn resolves(key: &str) -> bool {
+        Self::whole("", "", Purchase::Spot, 0).labels().contains_key(key)
+    }
+
     /// As EC2 takes the order.
     pub fn order(&self) -> instances::Offering<'_> {
         let Self { instance_type, zone, purchase, .. } = self;

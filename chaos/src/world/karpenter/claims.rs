@@ -184,13 +184,6 @@ fn register(
     let node = state.new_node_name();
     let now = state.cluster.now();
     let mut labels = offering.labels();
-    for requirement in items(&claim, "/spec/requirements") {
-        let values = items(requirement, "/values");
-        if let ("In", [value]) = (text(requirement, "/operator"), values) {
-            let value = value.as_str().unwrap_or_default().to_owned();
-            labels.entry(text(requirement, "/key").to_owned()).or_insert(value);
-        }
-    }
     let own: BTreeMap<String, String> = entries(&claim, "/metadata/labels")
         .map(|(key, value)| (key.to_owned(), value.to_owned()))
         .collect();

@@ -226,9 +226,24 @@ fn template(pool: &Value, pod: &Value) -> Value {
         "spec": spec,
     });
     set(&mut claim, &keyed("/metadata/labels", "karpenter.sh/nodepool"), json!(name(pool)));
-    if claim.pointer("/spec/requirements").is_none() {
-        set(&mut claim, "/spec/requirements", json!([]));
+    // Both ways, as the real one: a single value is a label, and each label is a requirement.
+    let mut requirements = items(&claim, "/spec/requirements").to_vec();
+    for requirement in &requirements {
+        let key = text(requirement, "/key");
+        if let ("In", [value]) = (text(requirement, "/operator"), items(requirement, "/values"))
+            && !Offering::resolves(key)
+        {
+            set(&mut claim, &keyed("/metadata/labels", key), value.clone());
+        }
     }
+    let labels: Vec<(String, String)> = entries(&claim, "/metadata/labels")
+        .map(|(key, value)| (key.to_owned(), value.to_owned()))
+        .collect();
+    for (key, value) in labels {
+        requirements.retain(|requirement| text(requirement, "/key") != key);
+        requirements.push(json!({ "key": key, "operator": "In", "values": [value] }));
+    }
+    set(&mut claim, "/spec/requirements", Value::Array(requirements));
     let requests: BTreeMap<String, String> = requests(pod)
         .into_iter()
         .map(|(resource, amount)| (resource, format!("{}", amount / 1000)))
