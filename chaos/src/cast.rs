@@ -3,14 +3,12 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::path::PathBuf;
-use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::time::Duration;
 
 use anyhow::Context;
-use futures::FutureExt;
 use lifeboat::clock::Clock;
 use serde_json::Value;
 use serde_json::json;
@@ -21,6 +19,11 @@ use tokio::task::JoinSet;
 use crate::chronicle::Chronicle;
 use crate::chronicle::Event;
 use crate::chronicle::What;
+use crate::crew;
+use crate::crew::ApiServer;
+use crate::crew::Crew;
+use crate::crew::Metadata;
+use crate::crew::QueueAddress;
 use crate::processes::Processes;
 use crate::programs;
 use crate::scenario;
@@ -88,7 +91,7 @@ pub enum Ends {
 /// The agents' processes, by node.
 pub type Agents = Arc<Mutex<BTreeMap<String, u32>>>;
 
-mod logs;
+pub(crate) mod logs;
 
 /// Whether the API server and the queue can be reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,20 +113,11 @@ pub struct Cast {
     tasks: JoinSet<()>,
 }
 
-/// Where the agent of a node finds what it needs.
-#[derive(Clone)]
-struct Addresses {
-    kube: String,
-    store: String,
-    metadata: Arc<Mutex<BTreeMap<String, Served>>>,
-}
-
 /// What the trainers train.
 struct Jobs {
     trainers: Vec<Trainer>,
     bytes: u64,
     steps: u64,
-    chunk: &'static str,
 }
 
 /// Runs the pods: each container with the command that belongs to it.
@@ -131,7 +125,8 @@ struct Players {
     processes: Processes,
     programs: PathBuf,
     logs: PathBuf,
-    addresses: Addresses,
+    crew: Crew,
+    server: ApiServer,
     jobs: Arc<Jobs>,
     agents: Agents,
 }
@@ -151,20 +146,27 @@ impl Cast {
         let kube = serve::serve(wire::kube::wire(&world, "lifeboat-agent")).await?;
         let store = (play.before_store)(wire::s3::s3(world.clone()), Arc::clone(&agents));
         let store = serve::serve(store).await?;
-        let addresses =
-            Addresses { kube: kube.url(), store: store.url(), metadata: Arc::default() };
+        let crew = Crew {
+            programs: programs.to_owned(),
+            cluster: "demo".to_owned(),
+            store: store.url(),
+            chunk: play.chunk.to_owned(),
+            settings: BTreeMap::new(),
+            metadata: Metadata::default(),
+        };
         let diary = Diary::new(&world);
         let chronicle = Arc::new(Mutex::new(Chronicle::new(&world, &diary)));
         let mut tasks = JoinSet::new();
         tasks.spawn(crate::chronicle::follow(Arc::clone(&chronicle)));
         tasks.spawn(logs::follow(diary, logs.to_owned()));
-        let Play { trainers, bytes, steps, chunk, .. } = play;
-        let jobs = Arc::new(Jobs { trainers, bytes, steps, chunk });
+        let Play { trainers, bytes, steps, .. } = play;
+        let jobs = Arc::new(Jobs { trainers, bytes, steps });
         let players = Players {
             processes: Processes::new(logs),
             programs: programs.to_owned(),
             logs: logs.to_owned(),
-            addresses: addresses.clone(),
+            crew: crew.clone(),
+            server: ApiServer::Plain(kube.url()),
             jobs: Arc::clone(&jobs),
             agents,
         };
@@ -180,42 +182,23 @@ impl Cast {
             controllers: Vec::new(),
             tasks,
         };
-        cast.start_controllers(&addresses, logs).await?;
+        cast.start_controllers(&crew, logs).await?;
         Ok(cast)
     }
 
-    async fn start_controllers(
-        &mut self,
-        addresses: &Addresses,
-        logs: &Path,
-    ) -> anyhow::Result<()> {
-        let queue = serve::serve(wire::sqs::sqs(self.world.clone())).await?;
+    async fn start_controllers(&mut self, crew: &Crew, logs: &Path) -> anyhow::Result<()> {
+        let sqs = serve::serve(wire::sqs::sqs(self.world.clone())).await?;
         let account = self.world.read(|state| state.instances.account().to_owned());
+        let queue = QueueAddress { endpoint: sqs.url(), account };
         for number in 0..2 {
             let name = format!("lifeboat-controller-{number}");
             let server = serve::serve(wire::kube::wire(&self.world, &name)).await?;
-            let mut environment = common(&server.url(), &addresses.store, self.jobs.chunk);
-            environment.insert("LIFEBOAT_LEASE_IDENTITY", name.clone());
-            environment.insert(
-                "LIFEBOAT_QUEUE_URL",
-                format!("{}/{account}/{}", queue.url(), programs::QUEUE),
-            );
-            environment.insert("LIFEBOAT_QUEUE_ENDPOINT", queue.url());
-            let log = std::fs::File::create(logs.join(format!("{name}.log")))?;
-            let program = self.programs.join("lifeboat");
-            let child = Command::new(&program)
-                .arg("controller")
-                .envs(environment)
-                .stdin(Stdio::null())
-                .stdout(log.try_clone()?)
-                .stderr(log)
-                .kill_on_drop(true)
-                .spawn()
-                .with_context(|| format!("{} was not started", program.display()))?;
-            self.controllers.push(child);
+            let log = logs.join(format!("{name}.log"));
+            let address = ApiServer::Plain(server.url());
+            self.controllers.push(crew.controller((&name, &address), &queue, &log)?);
             self.control_plane.push(server);
         }
-        self.control_plane.push(queue);
+        self.control_plane.push(sqs);
         Ok(())
     }
 
@@ -323,13 +306,11 @@ fn line(text: &str) -> Line {
 }
 
 fn behaviours(players: Players, folder: &Path) -> Behaviours {
-    let metadata = Arc::clone(&players.addresses.metadata);
+    let metadata = crew::metadata(&players.crew.metadata);
     let mut behaviours = Behaviours::usual(Arc::new(players), folder);
     behaviours.kubelet = kubelet::Settings {
         backoff: Duration::from_secs(1),
-        beside: vec![Arc::new(move |world, node, _| {
-            serve_metadata(world, node, Arc::clone(&metadata)).boxed()
-        })],
+        beside: vec![metadata],
         nvml: Some(programs::NVML.into()),
         ..kubelet::Settings::default()
     };
@@ -339,35 +320,6 @@ fn behaviours(players: Players, folder: &Path) -> Behaviours {
         ..karpenter::Settings::new(folder.to_owned())
     });
     behaviours
-}
-
-/// The metadata service of a node's instance, for as long as the node lives.
-async fn serve_metadata(world: World, node: String, all: Arc<Mutex<BTreeMap<String, Served>>>) {
-    let instance = world.read(|state| state.machines.get(&node).map(|it| it.instance.clone()));
-    let Some(instance) = instance else { return };
-    match serve::serve(wire::imds::imds(world, &instance)).await {
-        Ok(served) => {
-            all.lock().unwrap_or_else(PoisonError::into_inner).insert(node, served);
-            std::future::pending::<()>().await;
-        }
-        Err(error) => tracing::error!(%error, node, "the metadata service is not served"),
-    }
-}
-
-/// Settings that controller and agent share, as the environment carries them.
-fn common(kube: &str, store: &str, chunk: &str) -> BTreeMap<&'static str, String> {
-    BTreeMap::from([
-        ("LIFEBOAT_STORE_CHUNK", chunk.to_owned()),
-        ("LIFEBOAT_CLUSTER", "demo".to_owned()),
-        ("LIFEBOAT_REGION", serve::REGION.to_owned()),
-        ("LIFEBOAT_KUBERNETES_SERVER", kube.to_owned()),
-        ("LIFEBOAT_STORE_BUCKET", programs::BUCKET.to_owned()),
-        ("LIFEBOAT_STORE_ENDPOINT", store.to_owned()),
-        ("LIFEBOAT_ADMIN_LISTEN", "127.0.0.1:0".to_owned()),
-        ("LIFEBOAT_LOG_FORMAT", "text".to_owned()),
-        ("AWS_ACCESS_KEY_ID", "demo".to_owned()),
-        ("AWS_SECRET_ACCESS_KEY", "demo".to_owned()),
-    ])
 }
 
 impl Jobs {
@@ -388,23 +340,6 @@ impl Jobs {
 }
 
 impl Players {
-    fn agent(&self, launch: &Launch) -> (Vec<String>, BTreeMap<&'static str, String>) {
-        let mut environment = common(&self.addresses.kube, &self.addresses.store, self.jobs.chunk);
-        let metadata = self.addresses.metadata.lock().unwrap_or_else(PoisonError::into_inner);
-        let endpoint = metadata.get(&launch.node).map(Served::url).unwrap_or_default();
-        let library = launch.root.join(programs::NVML).join("libnvidia-ml.so.1");
-        environment.extend([
-            ("LIFEBOAT_AGENT_NODE_NAME", launch.node.clone()),
-            ("LIFEBOAT_AGENT_HOST_ROOT", launch.root.display().to_string()),
-            ("LIFEBOAT_AGENT_IMDS_ENDPOINT", endpoint),
-            ("LIFEBOAT_AGENT_NVML_LIBRARY", library.display().to_string()),
-            ("LIFEBOAT_AGENT_RING_BUDGET", "512MiB".to_owned()),
-            ("LIFEBOAT_AGENT_SLOT", self.jobs.chunk.to_owned()),
-        ]);
-        let program = self.programs.join("lifeboat").display().to_string();
-        (vec![program, "agent".to_owned()], environment)
-    }
-
     fn trainer(&self, launch: &Launch) -> Vec<String> {
         let job = object::label(&launch.pod, stage::JOB_LABEL);
         let log = self.logs.join(format!("{}.jsonl", object::name(&launch.pod)));
@@ -421,7 +356,7 @@ impl Players {
 impl Runtime for Players {
     fn start(&self, world: &World, mut launch: Launch) -> Box<dyn Container> {
         let (command, environment) = if launch.container == programs::AGENT {
-            self.agent(&launch)
+            self.crew.agent(&launch, &self.server)
         } else {
             (self.trainer(&launch), BTreeMap::new())
         };

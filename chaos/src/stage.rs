@@ -67,7 +67,7 @@ pub fn agents(world: &World, slices: u32) {
 }
 
 /// The agent's DaemonSet: last to leave, and not tolerant of Karpenter's taint.
-fn agent() -> Value {
+pub fn agent() -> Value {
     let tolerations = json!([
         { "key": "nvidia.com/gpu", "operator": "Exists" },
         { "key": "lifeboat.dev/interrupted", "operator": "Exists", "effect": "NoSchedule" },
@@ -142,15 +142,26 @@ fn named_gpu(node: &str, number: u32, offering: &Offering) -> Gpu {
 /// `[on NODE] [grace D] [restart P] [backoff N] [no-failure-policy] [pdb N] [key K] [hold H]
 /// [mode M] [priority N] [volume ZONE] [unprotected] [namespace NS] [gpu RESOURCE] [no-gpu]`.
 fn job(world: &World, line: &Line) -> Result<(), ScriptError> {
+    let (job, budget) = job_objects(line)?;
+    world.update(|state| {
+        state.cluster.put(JOB, job);
+        if let Some(budget) = budget {
+            state.cluster.put(BUDGET, budget);
+        }
+    });
+    Ok(())
+}
+
+/// The Job of such a line, and its budget where it has one.
+pub fn job_objects(line: &Line) -> Result<(Value, Option<Value>), ScriptError> {
     let name = line.word(1)?;
     let namespace = line.option("namespace").unwrap_or("default");
-    let template = template(line, name)?;
     let mut spec = json!({
         "completions": 1,
         "parallelism": 1,
         "backoffLimit": line.number("backoff")?.unwrap_or(6),
         "podReplacementPolicy": "TerminatingOrFailed",
-        "template": template,
+        "template": template(line, name)?,
     });
     if !line.says("no-failure-policy") {
         spec["podFailurePolicy"] = json!({ "rules": [
@@ -159,20 +170,21 @@ fn job(world: &World, line: &Line) -> Result<(), ScriptError> {
         spec["podReplacementPolicy"] = json!("Failed");
     }
     let meta = json!({ "name": name, "namespace": namespace });
-    world.update(|state| {
-        state.cluster.put(JOB, json!({ "metadata": meta, "spec": spec }));
+    let job = json!({
+        "apiVersion": "batch/v1", "kind": "Job", "metadata": meta, "spec": spec,
     });
-    if let Some(most) = line.number("pdb")? {
-        let budget = json!({
+    let budget = line.number("pdb")?.map(|most| {
+        json!({
+            "apiVersion": "policy/v1",
+            "kind": "PodDisruptionBudget",
             "metadata": meta,
             "spec": {
                 "maxUnavailable": most,
                 "selector": { "matchLabels": { JOB_LABEL: name } },
             },
-        });
-        world.update(|state| state.cluster.put(BUDGET, budget));
-    }
-    Ok(())
+        })
+    });
+    Ok((job, budget))
 }
 
 fn template(line: &Line, name: &str) -> Result<Value, ScriptError> {

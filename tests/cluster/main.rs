@@ -6,5 +6,8 @@
     reason = "tests; what is skipped is said"
 )]
 
+mod beside;
 mod flow;
 mod plane;
+mod story;
+mod theater;

@@ -10,7 +10,7 @@ use crate::world::cluster::object;
 use crate::world::workloads::Diary;
 
 /// Reads the trainers' logs for as long as it is polled.
-pub(super) async fn follow(diary: Diary, folder: PathBuf) {
+pub(crate) async fn follow(diary: Diary, folder: PathBuf) {
     let mut read: BTreeMap<PathBuf, usize> = BTreeMap::new();
     loop {
         for path in logs(&folder) {

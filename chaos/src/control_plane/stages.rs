@@ -13,6 +13,8 @@ use super::layout;
 pub const ENDS_AFTER: &str = "chaos.lifeboat.dev/ends-after";
 /// Pod annotation, any value: the pod's end is told by whoever runs its processes, and not by kwok.
 pub const ENDED_OUTSIDE: &str = "chaos.lifeboat.dev/ended-outside";
+/// Pod annotation, any value: kwok leaves the pod alone, since somebody else runs all of it.
+pub const RUN_OUTSIDE: &str = "chaos.lifeboat.dev/run-outside";
 /// Pod annotation: how long after it was there a pod ends by itself, with success, as in `30s`.
 pub const COMPLETES_AFTER: &str = "chaos.lifeboat.dev/completes-after";
 /// The exit code of a container that ended by SIGTERM.
@@ -32,7 +34,19 @@ pub(super) fn configuration(binaries: &Path) -> Result<String, ControlPlaneError
     documents.push(ending());
     documents.push(removal());
     documents.push(completion());
+    let documents: Vec<String> = documents.iter().map(|stage| but_run_outside(stage)).collect();
     Ok(documents.join("\n---\n"))
+}
+
+/// The same stage, if it is about pods, for all but those that somebody else runs.
+fn but_run_outside(stage: &str) -> String {
+    const MATCHES: &str = "matchExpressions:\n";
+    if !stage.contains("kind: Pod\n") {
+        return stage.to_owned();
+    }
+    let annotation = format!(".metadata.annotations[\"{RUN_OUTSIDE}\"]");
+    let condition = condition(&annotation, "DoesNotExist");
+    stage.replacen(MATCHES, &format!("{MATCHES}{condition}"), 1)
 }
 
 /// A pod that was asked to end does so when its grace is over, or after the time that it names.

@@ -186,6 +186,16 @@ impl Cluster {
         self.now = now;
     }
 
+    /// Keeps an object as another API server has it, past all rules of ours.
+    pub fn mirror(&mut self, resource: Resource, object: Value) -> Arc<Value> {
+        self.store(resource, object)
+    }
+
+    /// Lets go of an object that another API server has no longer.
+    pub fn unmirror(&mut self, target: &Target) {
+        self.erase(target);
+    }
+
     /// Stores an object and tells the watches.
     fn store(&mut self, resource: Resource, mut object: Value) -> Arc<Value> {
         self.version += 1;

@@ -1,0 +1,238 @@
+//! The control plane with Karpenter that the tests of our programs share, one test at a time.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::path::Path;
+use std::path::PathBuf;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use lifeboat_chaos::company;
+use lifeboat_chaos::company::Company;
+use lifeboat_chaos::company::Site;
+use lifeboat_chaos::company::objects::Objects;
+use lifeboat_chaos::control_plane::Audit;
+use lifeboat_chaos::control_plane::ControlPlane;
+use lifeboat_chaos::control_plane::KarpenterSettings;
+use lifeboat_chaos::control_plane::Part;
+use lifeboat_chaos::control_plane::Settings;
+use lifeboat_chaos::control_plane::audit::Entry;
+use lifeboat_chaos::control_plane::cloud::Behavior;
+use lifeboat_chaos::control_plane::identity::Identity;
+use serde_json::Value;
+use serde_json::json;
+use tokio::runtime::Runtime;
+use tokio::sync::Mutex;
+use tokio::sync::MutexGuard;
+use tokio::time::Instant;
+
+use crate::plane;
+
+/// How long anything may take that is waited for. Far more than it takes: nothing is timed by it.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(90);
+/// Between two looks.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// One test's turn on the control plane.
+pub(crate) struct Turn {
+    pub(crate) plane: MutexGuard<'static, Option<ControlPlane>>,
+    programs: PathBuf,
+    folder: tempfile::TempDir,
+    began: jiff::Timestamp,
+}
+
+/// Runs a test on the control plane; where that or our programs are not built, it says so.
+pub(crate) fn on_stage(test: impl AsyncFnOnce(Turn)) {
+    let Some((binaries, programs)) = plane::binaries().zip(programs()) else { return };
+    // One runtime for all tests: the control plane and its client outlive each of them.
+    runtime().block_on(async { test(Turn::begin(&binaries, programs).await).await });
+}
+
+/// Waits until `look` finds something; panics, naming it, when it does not come.
+#[track_caller]
+pub(crate) fn eventually<T>(
+    what: &str,
+    look: impl AsyncFnMut() -> Option<T>,
+) -> impl Future<Output = T> {
+    let caller = std::panic::Location::caller();
+    let what = format!("{what} ({}:{})", caller.file(), caller.line());
+    wait(what, PATIENCE, look)
+}
+
+/// The same, with a patience of its own.
+pub(crate) async fn within<T>(
+    patience: Duration,
+    what: &str,
+    look: impl AsyncFnMut() -> Option<T>,
+) -> T {
+    wait(what.to_owned(), patience, look).await
+}
+
+async fn wait<T>(what: String, patience: Duration, mut look: impl AsyncFnMut() -> Option<T>) -> T {
+    let until = Instant::now() + patience;
+    loop {
+        if let Some(found) = look().await {
+            return found;
+        }
+        assert!(Instant::now() < until, "not seen: {what}");
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+impl Turn {
+    async fn begin(binaries: &Path, programs: PathBuf) -> Self {
+        static PLANE: Mutex<Option<ControlPlane>> = Mutex::const_new(None);
+        let mut plane = PLANE.lock().await;
+        if plane.is_none() {
+            *plane = Some(raise(binaries).await);
+        }
+        let turn = Self {
+            plane,
+            programs,
+            folder: tempfile::tempdir().unwrap(),
+            began: jiff::Timestamp::now(),
+        };
+        turn.plane().cloud().behave(&Behavior::default()).unwrap();
+        company::clear(&Objects::new(turn.plane().client())).await;
+        turn
+    }
+
+    pub(crate) fn plane(&self) -> &ControlPlane {
+        self.plane.as_ref().unwrap()
+    }
+
+    pub(crate) fn plane_mut(&mut self) -> &mut ControlPlane {
+        self.plane.as_mut().unwrap()
+    }
+
+    /// Settings of a company of this name, for [`Turn::company`].
+    pub(crate) fn settings(&self, name: &str) -> company::Settings {
+        company::Settings::new(name, &self.programs, self.folder.path())
+    }
+
+    /// A company without controllers.
+    pub(crate) async fn company(&self, settings: company::Settings) -> Company {
+        let mut kubeconfigs = BTreeMap::new();
+        for program in ["controller-0", "controller-1", "agent"] {
+            let who = Identity::account(&settings.name, program);
+            let kubeconfig = self.plane().kubeconfig_of(&who).await.unwrap();
+            self.allow_everything(&settings.name, program).await;
+            kubeconfigs.insert(program.to_owned(), kubeconfig);
+        }
+        let site = Site { client: self.plane().client(), kubeconfigs };
+        Company::new(site, settings).await.unwrap()
+    }
+
+    /// What was asked of the API server since this test began, by whose name begins so.
+    pub(crate) fn asked_by(&self, user: &str) -> Vec<Entry> {
+        let mut entries = self.plane().audit().unwrap();
+        entries.retain(|entry| entry.received >= self.began && entry.user.contains(user));
+        entries.retain(|entry| (200..300).contains(&entry.code));
+        entries.sort_by_key(|entry| entry.received);
+        entries
+    }
+
+    /// What `deploy/` allows our programs is tested where it is made, and not here.
+    async fn allow_everything(&self, namespace: &str, name: &str) {
+        let binding = json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1",
+            "kind": "ClusterRoleBinding",
+            "metadata": { "name": format!("{namespace}-{name}") },
+            "roleRef": {
+                "apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "cluster-admin",
+            },
+            "subjects": [{ "kind": "ServiceAccount", "namespace": namespace, "name": name }],
+        });
+        Objects::new(self.plane().client()).create(binding).await.unwrap();
+    }
+}
+
+impl Drop for Turn {
+    /// Whoever looks into a failure finds what was written to the API server, and all logs.
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            return;
+        }
+        self.folder.disable_cleanup(true);
+        eprintln!("logs and machines: {}", self.folder.path().display());
+        eprintln!("the control plane's log of Karpenter: {:?}", self.plane().log(Part::Karpenter));
+        for entry in self.asked_by("").iter().filter(|entry| entry.writes()) {
+            let Entry { received, user, verb, resource, subresource, name, .. } = entry;
+            if !["leases", "events"].contains(&resource.as_str()) {
+                eprintln!("{received} {user} {verb} {resource} {subresource} {name}");
+            }
+        }
+    }
+}
+
+/// Starts the control plane of this binary; it ends with the process.
+async fn raise(binaries: &Path) -> ControlPlane {
+    let state = state_folder();
+    std::fs::create_dir_all(&state).unwrap();
+    let types = state.join("instance-types.json");
+    std::fs::write(&types, instance_types().to_string()).unwrap();
+    let mut settings = Settings::new(binaries, &state);
+    settings.audit = Audit::Requests;
+    settings.karpenter =
+        Some(KarpenterSettings { instance_types: Some(types), ..KarpenterSettings::new() });
+    ControlPlane::start(settings).await.unwrap()
+}
+
+/// A folder for this process; those of processes that are gone go with it.
+fn state_folder() -> PathBuf {
+    const PREFIX: &str = "lifeboat-cluster-test-";
+    let all = std::env::temp_dir();
+    for entry in std::fs::read_dir(&all).unwrap().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let owner = name.strip_prefix(PREFIX).map(|pid| Path::new("/proc").join(pid));
+        if owner.is_some_and(|owner| !owner.exists()) {
+            std::fs::remove_dir_all(entry.path()).ok();
+        }
+    }
+    all.join(format!("{PREFIX}{}", std::process::id()))
+}
+
+/// Two families with a GPU, one with four, and one without, in two zones of the simulated region.
+fn instance_types() -> Value {
+    let types = [
+        ("m5.2xlarge", 0, 0.14),
+        ("g5.xlarge", 1, 0.40),
+        ("g6.xlarge", 1, 0.45),
+        ("g5.12xlarge", 4, 2.20),
+    ];
+    types
+        .iter()
+        .map(|(name, gpus, price)| {
+            let mut resources = json!({
+                "cpu": "48", "memory": "192Gi", "pods": "110", "ephemeral-storage": "100Gi",
+            });
+            if *gpus > 0 {
+                resources["nvidia.com/gpu"] = json!(gpus.to_string());
+            }
+            json!({
+                "name": name, "resources": resources, "zones": ["us-east-2a", "us-east-2b"],
+                "prices": { "spot": price, "on-demand": price * 2.5 },
+            })
+        })
+        .collect()
+}
+
+/// The folder of our own programs; `None`, said aloud, where they were not built.
+fn programs() -> Option<PathBuf> {
+    let test = std::env::current_exe().unwrap();
+    let folder = test.parent()?.parent()?.to_owned();
+    for program in ["lifeboat", "examples/trainer"] {
+        if !folder.join(program).exists() {
+            eprintln!("skipped: `{program}` is not built (`make build` does it)");
+            return None;
+        }
+    }
+    Some(folder)
+}
+
+fn runtime() -> &'static Runtime {
+    static RUNTIME: OnceLock<Runtime> = OnceLock::new();
+    RUNTIME.get_or_init(|| {
+        tokio::runtime::Builder::new_multi_thread().worker_threads(4).enable_all().build().unwrap()
+    })
+}
