@@ -71,6 +71,16 @@ async fn pods_keep_their_grace_and_end_with_143() {
     assert!(whole >= SignedDuration::from_secs(4), "{whole:?}");
     let early = ends("early").await - whole;
     assert!(early < SignedDuration::from_secs(3), "{early:?}");
+
+    // The API server counts a shorter grace from the first request, but lets a second pass at least.
+    make_pod(&pods, "twice", &json!({"finalizers": ["test/keep"]})).await;
+    eventually("twice", async || phase(&pods, "twice").await == "Running").await;
+    pods.delete("twice", &DeleteParams::default().grace_period(600)).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    pods.delete("twice", &DeleteParams::default().grace_period(3)).await.unwrap();
+    let left = pods.get("twice").await.unwrap().metadata.deletion_grace_period_seconds;
+    assert_eq!(left, Some(1));
+    eventually("twice", async || phase(&pods, "twice").await == "Failed").await;
 }
 
 #[tokio::test]

@@ -17,6 +17,8 @@ pub const ENDED_OUTSIDE: &str = "chaos.lifeboat.dev/ended-outside";
 pub const RUN_OUTSIDE: &str = "chaos.lifeboat.dev/run-outside";
 /// Pod annotation: how long after it was there a pod ends by itself, with success, as in `30s`.
 pub const COMPLETES_AFTER: &str = "chaos.lifeboat.dev/completes-after";
+/// Pod annotation that kwok writes: the grace in seconds with which a pod was asked to end, and when.
+const ASKED: &str = "chaos.lifeboat.dev/asked";
 /// The exit code of a container that ended by SIGTERM.
 pub const TERMINATED: i32 = 143;
 
@@ -31,6 +33,7 @@ pub(super) fn configuration(binaries: &Path) -> Result<String, ControlPlaneError
     for name in UPSTREAM {
         documents.push(layout::read(&folder.join(name))?);
     }
+    documents.push(asking());
     documents.push(ending());
     documents.push(removal());
     documents.push(completion());
@@ -49,20 +52,45 @@ fn but_run_outside(stage: &str) -> String {
     stage.replacen(MATCHES, &format!("{MATCHES}{condition}"), 1)
 }
 
+/// A pod that is asked to end is marked with the grace it was given and when: asked again with a
+/// shorter one, kubelet counts what the API server wrote from when it saw it.
+fn asking() -> String {
+    let template = format!(
+        "    patches:\n    - type: merge\n      template: |\n        metadata:\n          \
+         annotations:\n            {ASKED}: '{{{{ .metadata.deletionGracePeriodSeconds }}}} {{{{ Now }}}}'\n"
+    );
+    stage("pod-asked", &ends(&knows_grace("false")), "", &template)
+}
+
 /// A pod that was asked to end does so when its grace is over, or after the time that it names.
 fn ending() -> String {
-    let delay = format!(
-        "    durationFrom:\n      expressionFrom: '.metadata.annotations[\"{ENDS_AFTER}\"] // \
-         .metadata.deletionTimestamp'\n"
+    let asked = format!(
+        "(.metadata.annotations[\"{ASKED}\"] | split(\" \")) as $asked | ($asked[1] | \
+         sub(\"\\\\.[0-9]+\"; \"\") | fromdate) + ($asked[0] | tonumber) + 1 | todate"
     );
-    let matches = format!(
-        "{}{}{}",
+    let delay = format!(
+        "    durationFrom:\n      expressionFrom: '.metadata.annotations[\"{ENDS_AFTER}\"] // ({asked})'\n"
+    );
+    stage("pod-ends", &ends(&knows_grace("true")), &delay, &status("Failed", TERMINATED, "Error"))
+}
+
+/// The conditions of a pod that runs here, was asked to end, and meets `more`.
+fn ends(more: &str) -> String {
+    format!(
+        "{}{}{}{more}",
         condition(".metadata.deletionTimestamp", "Exists"),
         condition(&format!(".metadata.annotations[\"{ENDED_OUTSIDE}\"]"), "DoesNotExist"),
         phases("NotIn"),
-    );
-    let next = status("Failed", TERMINATED, "Error");
-    stage("pod-ends", &matches, &delay, &next)
+    )
+}
+
+/// Whether the grace that a pod is marked with is the one that it has.
+fn knows_grace(answer: &str) -> String {
+    format!(
+        "    - key: '(.metadata.annotations[\"{ASKED}\"] // \"\" | split(\" \") | first // \"\") == \
+         (.metadata.deletionGracePeriodSeconds | tostring) | tostring'\n      operator: 'In'\n      \
+         values: ['{answer}']\n"
+    )
 }
 
 /// A pod that has ended and was asked to is removed, as kubelet does once nothing of it runs.
