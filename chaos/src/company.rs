@@ -300,6 +300,28 @@ impl Company {
         Ok(())
     }
 
+    /// A StatefulSet of one pod, as a line of a stage has it for a Job.
+    pub async fn add_stateful_set(&self, line: &str) -> anyhow::Result<()> {
+        let words = line.split(' ').map(str::to_owned).collect();
+        let (job, _) = stage::job_objects(&Line { number: 0, words })?;
+        let mut template = job["spec"]["template"].clone();
+        template["spec"]["restartPolicy"] = json!("Always");
+        self.played_here(&mut template);
+        let label = stage::JOB_LABEL;
+        let set = json!({
+            "apiVersion": "apps/v1", "kind": "StatefulSet",
+            "metadata": {
+                "name": name(&job), "namespace": "default", "labels": { LABEL: self.name },
+            },
+            "spec": {
+                "serviceName": name(&job), "replicas": 1, "template": template,
+                "selector": { "matchLabels": { label: name(&job) } },
+            },
+        });
+        self.objects.create(set).await?;
+        Ok(())
+    }
+
     /// Starts a replica of the controller.
     pub fn start_controller(&mut self, number: u32) -> anyhow::Result<()> {
         let identity = format!("controller-{number}");
@@ -343,19 +365,23 @@ impl Company {
 
     /// EC2 warns of an instance, on our queue, on Karpenter's and in its metadata.
     pub fn warn(&self, instance: &str) {
-        let queues = [programs::QUEUE, scenario::KARPENTER_QUEUE];
-        self.warn_on(instance, &queues);
+        self.warn_within(instance, NOTICE);
     }
 
-    /// The same, on these queues.
-    pub fn warn_on(&self, instance: &str, queues: &[&str]) {
+    /// The same, and it will be taken sooner than the event says: its metadata tell.
+    pub fn warn_within(&self, instance: &str, lead: Duration) {
         let announcement = Announcement {
             action: NoticeAction::Terminate,
-            lead: NOTICE,
+            lead,
             imds_after: Some(Duration::ZERO),
-            queues,
+            queues: &[programs::QUEUE, scenario::KARPENTER_QUEUE],
         };
         self.world.announce(instance, announcement);
+    }
+
+    /// EC2 recommends to move away from an instance, by the same ways.
+    pub fn recommend(&self, instance: &str) {
+        self.world.recommend(instance, &[programs::QUEUE, scenario::KARPENTER_QUEUE]);
     }
 
     /// Ends everybody. What they left in the API server [`clear`] takes out.

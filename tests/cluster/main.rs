@@ -8,6 +8,8 @@
 
 mod beside;
 mod flow;
+mod jobs;
 mod plane;
+mod saving;
 mod story;
 mod theater;

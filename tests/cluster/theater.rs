@@ -29,7 +29,7 @@ use tokio::time::Instant;
 use crate::plane;
 
 /// How long anything may take that is waited for. Far more than it takes: nothing is timed by it.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(90);
+const PATIENCE: Duration = Duration::from_secs(90);
 /// Between two looks.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -56,20 +56,11 @@ pub(crate) fn eventually<T>(
 ) -> impl Future<Output = T> {
     let caller = std::panic::Location::caller();
     let what = format!("{what} ({}:{})", caller.file(), caller.line());
-    wait(what, PATIENCE, look)
+    wait(what, look)
 }
 
-/// The same, with a patience of its own.
-pub(crate) async fn within<T>(
-    patience: Duration,
-    what: &str,
-    look: impl AsyncFnMut() -> Option<T>,
-) -> T {
-    wait(what.to_owned(), patience, look).await
-}
-
-async fn wait<T>(what: String, patience: Duration, mut look: impl AsyncFnMut() -> Option<T>) -> T {
-    let until = Instant::now() + patience;
+async fn wait<T>(what: String, mut look: impl AsyncFnMut() -> Option<T>) -> T {
+    let until = Instant::now() + PATIENCE;
     loop {
         if let Some(found) = look().await {
             return found;
