@@ -13,6 +13,7 @@ pub mod control_plane;
 pub mod crew;
 pub mod demo;
 pub mod faults;
+pub mod interrupt;
 pub mod keeper;
 pub mod kill;
 pub mod open;

@@ -12,6 +12,8 @@ use clap::Subcommand;
 use lifeboat_chaos::bench;
 use lifeboat_chaos::bench::Bench;
 use lifeboat_chaos::demo;
+use lifeboat_chaos::interrupt;
+use lifeboat_chaos::interrupt::Work;
 use lifeboat_chaos::keeper;
 use lifeboat_chaos::keeper::Cluster;
 use lifeboat_chaos::open;
@@ -65,6 +67,22 @@ enum Command {
         #[command(subcommand)]
         bench: Bench,
     },
+    /// Interrupts a trainer of any language once, and compares its end with a run that nothing
+    /// interrupts. It has to understand what `sdk/rust/examples/trainer.rs` does.
+    Interrupt {
+        /// The folder with the programs: `lifeboat` and `examples/trainer`.
+        #[arg(long)]
+        programs: PathBuf,
+        /// Leaves the logs of all processes in this folder.
+        #[arg(long)]
+        logs: PathBuf,
+        /// Size of the trainer's state.
+        #[arg(long, default_value_t = 6 << 20)]
+        bytes: u64,
+        /// Steps that it takes, a step each tenth of a second.
+        #[arg(long, default_value_t = 100)]
+        steps: u64,
+    },
     /// Shows one whole interruption, with the production programs as processes.
     Demo {
         /// Writes the same as data.
@@ -95,6 +113,9 @@ fn main() -> ExitCode {
         Command::Serve => serve(),
         Command::Cluster { cluster } => keep(&cluster),
         Command::Bench { bench } => bench::run(&bench).map(code),
+        Command::Interrupt { programs, logs, bytes, steps } => {
+            interrupt(&programs, &logs, Work { bytes, steps })
+        }
         Command::Demo { json, logs } => show(json, logs),
     };
     match done {
@@ -165,6 +186,13 @@ fn keep(cluster: &Cluster) -> anyhow::Result<ExitCode> {
         print(&line);
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn interrupt(programs: &Path, logs: &Path, work: Work) -> anyhow::Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let seen = runtime.block_on(interrupt::run(programs, logs, work))?;
+    print(&serde_json::to_string_pretty(&seen)?);
+    Ok(code(seen.is_well()))
 }
 
 fn show(json: Option<PathBuf>, logs: Option<PathBuf>) -> anyhow::Result<ExitCode> {
