@@ -85,6 +85,8 @@ pub struct KarpenterSettings {
     pub instance_types: Option<PathBuf>,
     /// How long pods are gathered before nodes are bought: `BATCH_IDLE_DURATION`.
     pub batch_idle: Duration,
+    /// Options beyond these, by the names that they have in its environment.
+    pub environment: BTreeMap<&'static str, String>,
 }
 
 /// One of the programs.
@@ -337,7 +339,11 @@ impl KarpenterSettings {
     /// The types that lie beside the programs, and Karpenter's own pace.
     #[expect(clippy::new_without_default, reason = "a pace is no empty value")]
     pub fn new() -> Self {
-        Self { instance_types: None, batch_idle: Duration::from_secs(1) }
+        Self {
+            instance_types: None,
+            batch_idle: Duration::from_secs(1),
+            environment: BTreeMap::new(),
+        }
     }
 }
 

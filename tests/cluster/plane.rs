@@ -118,7 +118,7 @@ async fn karpenter_buys_what_is_left_and_ends_what_is_drained() {
     cloud.behave(&Behavior { refused, ..Behavior::default() }).unwrap();
     make_pool(&plane).await;
     let pods: Api<Pod> = Api::default_namespaced(plane.client());
-    make_pod(&pods, "train", &json!({})).await;
+    make_pod(&pods, "train", &json!({"annotations": {stages::ENDS_AFTER: "1s"}})).await;
     eventually("the pod runs", async || phase(&pods, "train").await == "Running").await;
     let bought = cloud.asked().unwrap().into_iter().find(|asked| asked.what == "launch").unwrap();
     assert_eq!((bought.instance_type.as_str(), bought.zone.as_str()), ("g5.xlarge", "us-east-1c"));

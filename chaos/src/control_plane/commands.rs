@@ -157,7 +157,7 @@ fn karpenter(settings: &Settings, layout: &Layout) -> Vec<(&'static str, OsStrin
     let types = chosen.and_then(|chosen| chosen.instance_types.clone()).unwrap_or_else(beside);
     let idle = chosen.map_or(1_000, |chosen| chosen.batch_idle.as_millis());
     let ports = &layout.ports;
-    vec![
+    let mut environment = vec![
         ("KUBECONFIG", layout.kubeconfig_of("karpenter").into()),
         ("METRICS_PORT", ports.karpenter_metrics.to_string().into()),
         ("HEALTH_PROBE_PORT", ports.karpenter_health.to_string().into()),
@@ -169,7 +169,10 @@ fn karpenter(settings: &Settings, layout: &Layout) -> Vec<(&'static str, OsStrin
         ("LOG_LEVEL", "info".into()),
         ("INSTANCE_TYPES", types.into()),
         ("CLOUD", layout.cloud().into()),
-    ]
+    ];
+    let more = chosen.iter().flat_map(|chosen| &chosen.environment);
+    environment.extend(more.map(|(name, value)| (*name, value.into())));
+    environment
 }
 
 fn flag(name: &str, path: &Path) -> String {

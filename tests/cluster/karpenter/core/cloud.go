@@ -153,18 +153,23 @@ func (c *cloud) cheapest(claim *v1.NodeClaim, behavior behavior) (*cloudprovider
 	wanted := scheduling.NewNodeSelectorRequirementsWithMinValues(claim.Spec.Requirements...)
 	var chosen *cloudprovider.InstanceType
 	var cheapest *cloudprovider.Offering
+	var refused []pool
 	for _, one := range c.types {
 		if one.Requirements.Intersects(wanted) != nil {
 			continue
 		}
 		for _, offering := range one.Offerings.Compatible(wanted) {
 			if behavior.refuses(one.Name, offering) {
+				refused = append(refused, poolOf(one.Name, offering))
 				continue
 			}
 			if cheapest == nil || offering.Price < cheapest.Price {
 				chosen, cheapest = one, offering
 			}
 		}
+	}
+	if cheapest == nil {
+		c.ledger.learn(refused)
 	}
 	return chosen, cheapest
 }

@@ -23,6 +23,9 @@ import (
 type ledger struct {
 	folder string
 	lock   sync.Mutex
+	// learned is what was refused since `behavior.json` was written.
+	learned []pool
+	written time.Time
 }
 
 // behavior is how the cloud behaves from now on.
@@ -76,28 +79,55 @@ func (b behavior) isUnavailable(instanceType string, offering *cloudprovider.Off
 }
 
 func names(pools []pool, instanceType string, offering *cloudprovider.Offering) bool {
-	zone := offering.Requirements.Get(corev1.LabelTopologyZone).Any()
-	capacityType := offering.Requirements.Get(v1.CapacityTypeLabelKey).Any()
+	named := poolOf(instanceType, offering)
 	for _, one := range pools {
-		if fits(one.InstanceType, instanceType) && fits(one.Zone, zone) && fits(one.CapacityType, capacityType) {
+		if fits(one.InstanceType, named.InstanceType) && fits(one.Zone, named.Zone) && fits(one.CapacityType, named.CapacityType) {
 			return true
 		}
 	}
 	return false
 }
 
+func poolOf(instanceType string, offering *cloudprovider.Offering) pool {
+	return pool{
+		InstanceType: instanceType,
+		Zone:         offering.Requirements.Get(corev1.LabelTopologyZone).Any(),
+		CapacityType: offering.Requirements.Get(v1.CapacityTypeLabelKey).Any(),
+	}
+}
+
 func fits(wanted, has string) bool { return wanted == "" || wanted == has }
 
 func (l *ledger) behavior() (behavior, error) {
+	l.lock.Lock()
+	defer l.lock.Unlock()
 	var read behavior
-	text, err := os.ReadFile(filepath.Join(l.folder, "behavior.json"))
+	path := filepath.Join(l.folder, "behavior.json")
+	about, err := os.Stat(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return read, nil
 	}
 	if err != nil {
 		return read, err
 	}
-	return read, json.Unmarshal(text, &read)
+	if !about.ModTime().Equal(l.written) {
+		l.written, l.learned = about.ModTime(), nil
+	}
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return read, err
+	}
+	err = json.Unmarshal(text, &read)
+	read.Unavailable = append(read.Unavailable, l.learned...)
+	return read, err
+}
+
+// learn keeps what was refused from being offered, as the AWS provider does for three minutes: who
+// asks again asks for something else.
+func (l *ledger) learn(refused []pool) {
+	l.lock.Lock()
+	defer l.lock.Unlock()
+	l.learned = append(l.learned, refused...)
 }
 
 // write adds a line to what was asked. A test that misses it fails, so that no error is lost.
