@@ -25,6 +25,7 @@ use crate::company::objects::Objects;
 use crate::company::players::Agents;
 use crate::company::players::Players;
 use crate::company::pods::Pods;
+use crate::control_plane::FAKE_NODE;
 use crate::control_plane::stages;
 use crate::crew;
 use crate::crew::ApiServer;
@@ -286,6 +287,51 @@ impl Company {
         Ok(())
     }
 
+    /// A node of a managed group, which Karpenter has nothing to do with, of one whole GPU.
+    pub async fn add_managed_node(&self, node: &str, instance: &str) -> anyhow::Result<()> {
+        let resources = json!({
+            "cpu": "8", "memory": "32Gi", "pods": "110", "nvidia.com/gpu": "1",
+        });
+        let (annotation, value) = FAKE_NODE;
+        let object = json!({
+            "apiVersion": "v1", "kind": "Node",
+            "metadata": {
+                "name": node,
+                "annotations": { annotation: value },
+                "labels": {
+                    LABEL: self.name,
+                    "eks.amazonaws.com/capacityType": "SPOT",
+                    "eks.amazonaws.com/nodegroup": self.name,
+                    "kubernetes.io/hostname": node,
+                    "node.kubernetes.io/instance-type": "g5.xlarge",
+                    "nvidia.com/gpu.present": "true",
+                    "topology.kubernetes.io/zone": "us-east-2a",
+                },
+            },
+            "spec": { "providerID": format!("aws:///us-east-2a/{instance}") },
+        });
+        self.objects.create(object).await?;
+        let status = json!({ "status": { "capacity": resources, "allocatable": resources } });
+        self.objects.merge_status(objects::NODE, ("", node), status).await?;
+        Ok(())
+    }
+
+    /// States to Karpenter how many slices the GPUs of our pool have.
+    pub async fn add_overlay(&self, slices: u32) -> anyhow::Result<()> {
+        let overlay = json!({
+            "apiVersion": "karpenter.sh/v1alpha1", "kind": "NodeOverlay",
+            "metadata": { "name": self.name, "labels": { LABEL: self.name } },
+            "spec": {
+                "requirements": [
+                    { "key": "karpenter.sh/nodepool", "operator": "In", "values": [self.name] },
+                ],
+                "capacity": { "nvidia.com/gpu": slices.to_string() },
+            },
+        });
+        self.objects.create(overlay).await?;
+        Ok(())
+    }
+
     /// A Job as a line of a stage has it, played by our kubelets on our nodes.
     pub async fn add_job(&self, line: &str) -> anyhow::Result<()> {
         let words = line.split(' ').map(str::to_owned).collect();
@@ -412,6 +458,7 @@ impl Drop for Company {
 pub async fn clear(objects: &Objects) {
     use objects::Kind;
     let makers = [
+        Kind("karpenter.sh/v1alpha1", "NodeOverlay"),
         objects::NODE_POOL,
         Kind("policy/v1", "PodDisruptionBudget"),
         Kind("apps/v1", "DaemonSet"),

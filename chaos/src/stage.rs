@@ -227,12 +227,13 @@ fn template(line: &Line, name: &str) -> Result<Value, ScriptError> {
             "image": "trainer",
             "resources": { "limits": limits },
             "env": [{ "name": "LIFEBOAT_SOCKET", "value": "/run/lifeboat/agent.sock" }],
-            "volumeMounts": [{ "name": "boat", "mountPath": "/run/lifeboat" }],
         }],
     });
     if !line.says("unprotected") {
         let csi = json!({ "driver": "lifeboat.dev", "volumeAttributes": attributes });
         spec["volumes"] = json!([{ "name": "boat", "csi": csi }]);
+        spec["containers"][0]["volumeMounts"] =
+            json!([{ "name": "boat", "mountPath": "/run/lifeboat" }]);
     }
     if let Some(zone) = line.option("volume") {
         spec["nodeSelector"] = json!({ "topology.kubernetes.io/zone": zone });

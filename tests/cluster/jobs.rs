@@ -14,7 +14,7 @@ use crate::theater::eventually;
 use crate::theater::on_stage;
 
 /// The instance's end, counted from the notice: near, so that a budget is overruled soon.
-const LEAD: Duration = Duration::from_secs(60);
+const LEAD: Duration = Duration::from_mins(1);
 
 /// With a failure policy on `DisruptionTarget`, neither our eviction nor, behind a budget that
 /// allows nothing, our delete counts against a backoff limit of zero, and the work is done once it is

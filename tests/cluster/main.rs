@@ -2,14 +2,19 @@
 #![allow(
     clippy::unwrap_used,
     clippy::print_stderr,
+    clippy::wildcard_enum_match_arm,
     missing_docs,
     reason = "tests; what is skipped is said"
 )]
 
 mod beside;
+mod ends;
+mod faults;
 mod flow;
 mod jobs;
+mod observe;
 mod plane;
+mod replacing;
 mod saving;
 mod story;
 mod theater;

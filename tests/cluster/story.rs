@@ -8,6 +8,7 @@ use lifeboat_chaos::company::objects::NODE;
 use lifeboat_chaos::company::objects::NODE_CLAIM;
 use lifeboat_chaos::company::objects::POD;
 use lifeboat_chaos::control_plane::audit::Entry;
+use lifeboat_chaos::control_plane::cloud::Asked;
 use lifeboat_chaos::stage::JOB_LABEL;
 use lifeboat_chaos::world::cluster::object::is_deleting;
 use lifeboat_chaos::world::cluster::object::label;
@@ -118,4 +119,11 @@ pub(crate) async fn node(company: &Company, name: &str) -> Option<Value> {
 pub(crate) fn offering(object: &Value) -> (String, String) {
     let of = |key: &str| label(object, key).to_owned();
     (of("node.kubernetes.io/instance-type"), of("topology.kubernetes.io/zone"))
+}
+
+/// What was asked of the cloud for claims of ours that replace an instance.
+pub(crate) fn asked_for(turn: &Turn, instance: &str) -> Vec<Asked> {
+    let mut asked = turn.plane().cloud().asked().unwrap();
+    asked.retain(|one| one.claim.starts_with(instance) && one.what != "terminate");
+    asked
 }

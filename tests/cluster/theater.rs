@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::time::Duration;
 
+use lifeboat::clock::Clock;
 use lifeboat_chaos::company;
 use lifeboat_chaos::company::Company;
 use lifeboat_chaos::company::Site;
@@ -29,7 +30,7 @@ use tokio::time::Instant;
 use crate::plane;
 
 /// How long anything may take that is waited for. Far more than it takes: nothing is timed by it.
-const PATIENCE: Duration = Duration::from_secs(90);
+const PATIENCE: Duration = Duration::from_secs(150);
 /// Between two looks.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -81,7 +82,7 @@ impl Turn {
             plane,
             programs,
             folder: tempfile::tempdir().unwrap(),
-            began: jiff::Timestamp::now(),
+            began: Clock::system().now(),
         };
         turn.plane().cloud().behave(&Behavior::default()).unwrap();
         company::clear(&Objects::new(turn.plane().client())).await;
@@ -146,7 +147,10 @@ impl Drop for Turn {
         }
         self.folder.disable_cleanup(true);
         eprintln!("logs and machines: {}", self.folder.path().display());
-        eprintln!("the control plane's log of Karpenter: {:?}", self.plane().log(Part::Karpenter));
+        eprintln!(
+            "the control plane's log of Karpenter: {}",
+            self.plane().log(Part::Karpenter).display()
+        );
         for entry in self.asked_by("").iter().filter(|entry| entry.writes()) {
             let Entry { received, user, verb, resource, subresource, name, .. } = entry;
             if !["leases", "events"].contains(&resource.as_str()) {

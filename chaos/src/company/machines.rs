@@ -110,7 +110,8 @@ impl Machines {
     async fn appeared(&self, node: &Value) {
         let (known, instance) =
             (name(node).to_owned(), instance_of(text(node, "/spec/providerID")));
-        if instance.is_empty() || self.world.read(|state| state.machines.get(&known).is_some()) {
+        let there = self.world.read(|state| state.machines.get(&known).is_some());
+        if instance.is_empty() || there || self.gpus(node, instance).is_empty() {
             return;
         }
         if self.slices > 1 {

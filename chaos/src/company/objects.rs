@@ -1,10 +1,12 @@
 //! Objects on a real API server, read and written as plain JSON.
 
+use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
 use kube::Client;
 use kube::ResourceExt;
 use kube::api::DeleteParams;
 use kube::api::DynamicObject;
+use kube::api::EvictParams;
 use kube::api::ListParams;
 use kube::api::Patch;
 use kube::api::PatchParams;
@@ -33,6 +35,8 @@ pub const NODE_POOL: Kind = Kind("karpenter.sh/v1", "NodePool");
 pub const INTERRUPTION: Kind = Kind("lifeboat.dev/v1alpha1", "NodeInterruption");
 /// Our index of what is saved.
 pub const CHECKPOINT: Kind = Kind("lifeboat.dev/v1alpha1", "WorkloadCheckpoint");
+/// The Lease of our controllers.
+pub const LEASE: Kind = Kind("coordination.k8s.io/v1", "Lease");
 /// Jobs.
 pub const JOB: Kind = Kind("batch/v1", "Job");
 
@@ -126,6 +130,12 @@ impl Objects {
             Err(kube::Error::Api(status)) if status.code == 404 || status.code == 409 => Ok(()),
             Err(error) => Err(error),
         }
+    }
+
+    /// Evicts a pod as `kubectl drain` does: with the pod's own grace, if its budgets allow it.
+    pub async fn evict(&self, (namespace, name): (&str, &str)) -> kube::Result<()> {
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
+        pods.evict(name, &EvictParams::default()).await.map(drop)
     }
 
     /// Takes an object out at once: its finalizers first, no grace.
