@@ -17,6 +17,7 @@ lint:
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy $(ALL) --all-targets -- -D warnings
 	$(CARGO) clippy $(ALL) --test cluster -- -D warnings
+	@! command -v gofmt >/dev/null || ! gofmt -l tests/cluster | grep .
 
 test:
 	@.ci/test

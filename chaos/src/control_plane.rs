@@ -265,6 +265,9 @@ impl ControlPlane {
 
     /// Starts a program that was ended, on the ports that it had, and waits until it answers.
     pub async fn launch(&mut self, part: Part) -> Result<(), ControlPlaneError> {
+        if part == Part::Kwok {
+            definitions::forget_leases(&self.client).await?;
+        }
         let child = launch(&self.settings, &self.layout, part).await?;
         self.children.insert(part, child);
         Ok(())

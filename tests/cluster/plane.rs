@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use jiff::SignedDuration;
 use jiff::Timestamp;
+use k8s_openapi::api::authentication::v1::SelfSubjectReview;
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
@@ -84,7 +85,7 @@ async fn pods_keep_their_grace_and_end_with_143() {
 }
 
 #[tokio::test]
-async fn a_part_that_is_killed_comes_back_with_what_it_knew() {
+async fn a_part_that_is_killed_comes_back_and_identities_are_kept_apart() {
     let Some(binaries) = binaries() else { return };
     let folder = tempfile::tempdir().unwrap();
     let mut plane = ControlPlane::start(Settings::new(&binaries, folder.path())).await.unwrap();
@@ -96,6 +97,17 @@ async fn a_part_that_is_killed_comes_back_with_what_it_knew() {
     }
     let nodes: Api<Node> = Api::all(plane.client());
     eventually("the node is served", async || nodes.get("gpu-1").await.is_ok()).await;
+
+    let pods: Api<Pod> = Api::default_namespaced(plane.client());
+    make_pod(&pods, "agent", &json!({})).await;
+    eventually("the pod runs", async || phase(&pods, "agent").await == "Running").await;
+    let agent = plane.client_of(&Identity::pod("default", "agent")).await.unwrap();
+    let review = Api::<SelfSubjectReview>::all(agent)
+        .create(&PostParams::default(), &SelfSubjectReview::default())
+        .await
+        .unwrap();
+    let about = review.status.and_then(|status| status.user_info?.extra).unwrap_or_default();
+    assert_eq!(about["authentication.kubernetes.io/node-name"], ["gpu-1"]);
 
     let somebody = plane.client_of(&Identity::account("team", "somebody")).await.unwrap();
     let refused = Api::<Node>::all(somebody).get("gpu-1").await.unwrap_err();

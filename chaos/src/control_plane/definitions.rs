@@ -6,10 +6,13 @@ use std::time::Duration;
 
 use futures::TryStreamExt;
 use futures::stream::FuturesUnordered;
+use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::ServiceAccount;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::Api;
 use kube::ResourceExt;
+use kube::api::DeleteParams;
+use kube::api::ListParams;
 use kube::api::Patch;
 use kube::api::PatchParams;
 use tokio::time::Instant;
@@ -56,6 +59,15 @@ pub(super) async fn wait_for_default_account(
         }
         tokio::time::sleep(LOOK).await;
     }
+    Ok(())
+}
+
+/// Deletes the leases of nodes: a new kwok is another holder, and waits for the old one's to run out.
+pub(super) async fn forget_leases(client: &kube::Client) -> Result<(), ControlPlaneError> {
+    let leases: Api<Lease> = Api::namespaced(client.clone(), "kube-node-lease");
+    let deleted = leases.delete_collection(&DeleteParams::default(), &ListParams::default()).await;
+    let what = || "deleting the leases of nodes".to_owned();
+    deleted.map_err(|source| ControlPlaneError::Api { what: what(), source: Box::new(source) })?;
     Ok(())
 }
 
