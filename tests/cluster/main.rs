@@ -10,11 +10,16 @@
 mod beside;
 mod ends;
 mod faults;
+mod contract;
 mod flow;
 mod jobs;
 mod observe;
 mod plane;
 mod replacing;
+#[path = "contract/rules.rs"]
+mod rules;
 mod saving;
+#[path = "contract/simulated.rs"]
+mod simulated;
 mod story;
 mod theater;

@@ -366,7 +366,7 @@ async fn apply_takes_away_what_its_manager_no_longer_says() {
     let saves = say(json!({ "u1": save(3), "u2": save(4) }));
     api.patch_status("i-1", &agent, &saves).await.unwrap();
     let drain = json!({
-        "decided": "2026-11-22T12:00:00Z", "by": "Evict", "reason": "Durable", "grace": 15,
+        "decided": "2026-11-22T12:00:00Z", "by": "Evict", "reason": "Durable", "grace": 15, "refusals": 0,
     });
     let drains = say(json!({ "u1": workload("drain", drain.clone()) }));
     api.patch_status("i-1", &controller, &drains).await.unwrap();
@@ -380,7 +380,7 @@ async fn apply_takes_away_what_its_manager_no_longer_says() {
     assert_eq!(again.resource_version(), version, "an apply that changes nothing writes nothing");
     let managers: Vec<_> =
         after.managed_fields().iter().filter_map(|entry| entry.manager.clone()).collect();
-    assert_eq!(managers, ["agent", "controller"]);
+    assert_eq!(managers, ["before-first-apply", "agent", "controller"]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -686,7 +686,9 @@ async fn what_an_object_owns_goes_with_it() {
     let fixture = Fixture::new();
     let job = json!({
         "metadata": { "name": "j", "namespace": "default" },
-        "spec": { "template": { "spec": { "containers": [{ "name": "c" }] } } },
+        "spec": { "template": { "spec": {
+            "restartPolicy": "Never", "containers": [{ "name": "c" }],
+        } } },
     });
     let jobs: Api<Job> = Api::default_namespaced(fixture.client.clone());
     let made = jobs.create(&PostParams::default(), &serde_json::from_value(job).unwrap()).await;

@@ -22,10 +22,14 @@ mod layers;
 mod names;
 mod nvml;
 mod program;
+#[path = "../cluster/contract/rules.rs"]
+mod rules;
 mod s3_wire;
 mod scripts;
 mod sdk;
 mod served;
+#[path = "../cluster/contract/simulated.rs"]
+mod simulated;
 mod sources;
 mod sqs_wire;
 mod tidy;

@@ -51,7 +51,7 @@ const LEFT_BEHIND: &[&str] = &[
 fn every_file_is_named_by_a_mod() {
     let mut reached = BTreeSet::new();
     for start in starts() {
-        follow(&start, &mut reached);
+        follow(&start, start.parent().unwrap(), &mut reached);
     }
     let lost: Vec<PathBuf> = rust_files(&root())
         .into_iter()
@@ -150,15 +150,13 @@ fn starts() -> Vec<PathBuf> {
     rust_files(&root()).into_iter().filter(by_place).collect()
 }
 
-fn follow(file: &Path, reached: &mut BTreeSet<PathBuf>) {
+/// Follows a file's modules, which lie in `inside`.
+fn follow(file: &Path, inside: &Path, reached: &mut BTreeSet<PathBuf>) {
     if !reached.insert(file.to_owned()) {
         return;
     }
     let text = fs::read_to_string(file).unwrap();
     let folder = file.parent().unwrap();
-    let stem = file.file_stem().unwrap();
-    let begins = starts_tree(file);
-    let inside = if begins { folder.to_owned() } else { folder.join(stem) };
     let lines: Vec<&str> = text.lines().collect();
     for (line, name) in
         lines.iter().enumerate().filter_map(|(at, line)| Some((at, declared(line)?)))
@@ -166,15 +164,21 @@ fn follow(file: &Path, reached: &mut BTreeSet<PathBuf>) {
         let elsewhere = line.checked_sub(1).and_then(|before| path_named(lines[before]));
         let flat = inside.join(format!("{name}.rs"));
         let nested = inside.join(name).join("mod.rs");
-        let by_name = if flat.exists() { flat } else { nested };
-        let next = elsewhere.map_or(by_name, |path| folder.join(path));
+        // What is named by its path has its modules beside it, as what begins a tree has.
+        let (next, inside) = match elsewhere {
+            Some(path) => (plain(&folder.join(path)), None),
+            None if flat.exists() => (flat, Some(inside.join(name))),
+            None => (nested, None),
+        };
         assert!(next.exists(), "{}: `mod {name}` has no file", file.display());
-        follow(&next, reached);
+        let inside = inside.unwrap_or_else(|| next.parent().unwrap().to_owned());
+        follow(&next, &inside, reached);
     }
 }
 
-fn starts_tree(file: &Path) -> bool {
-    starts().iter().any(|start| start == file)
+/// A path without `..`.
+fn plain(path: &Path) -> PathBuf {
+    path.canonicalize().unwrap_or_else(|_| path.to_owned())
 }
 
 /// The name in `mod name;`, whatever stands before it.

@@ -70,7 +70,8 @@ async fn serve(world: &World, caller: &str, request: wire::Request) -> Result<Re
     let (head, body) = request.into_parts();
     let body = collect(body).await?;
     if let Some(found) = discovery::answer(&head.method, head.uri.path(), &body) {
-        return Ok(written(StatusCode::OK, &found));
+        let made = head.method == Method::POST;
+        return Ok(written(if made { StatusCode::CREATED } else { StatusCode::OK }, &found));
     }
     let agent = if caller.is_empty() { agent(&head.headers) } else { caller.to_owned() };
     let asked = match asked(&head, &agent, body) {
@@ -162,6 +163,11 @@ fn agent(headers: &http::HeaderMap) -> String {
 }
 
 impl Asked {
+    /// Whether only some of the objects are wanted.
+    fn selects(&self) -> bool {
+        ["labelSelector", "fieldSelector"].iter().any(|key| !self.query.text(key).is_empty())
+    }
+
     fn view(&self) -> Result<View, Refusal> {
         let labels = self.query.text("labelSelector");
         let fields = self.query.text("fieldSelector");

@@ -27,6 +27,7 @@ pub mod resource;
 pub mod rules;
 pub mod schema;
 pub mod selector;
+mod tidy;
 pub mod write;
 
 /// Changes that a watch can still be told of; older ones are `410 Gone`.
@@ -137,6 +138,20 @@ impl Cluster {
     /// All objects of a kind, by namespace and name.
     pub fn list(&self, resource: Resource) -> impl DoubleEndedIterator<Item = &Arc<Value>> {
         self.objects.get(&resource).into_iter().flat_map(BTreeMap::values)
+    }
+
+    /// All objects of a kind as they were at a version, which must not be forgotten.
+    pub fn list_at(&self, resource: Resource, version: u64) -> Vec<Arc<Value>> {
+        let mut objects = self.objects.get(&resource).cloned().unwrap_or_default();
+        let changes: Vec<&Change> = self.changes_since(resource, version).collect();
+        for change in changes.into_iter().rev() {
+            let key = Target::of(resource, &change.object).key();
+            match &change.before {
+                Some(before) => drop(objects.insert(key, Arc::clone(before))),
+                None => drop(objects.remove(&key)),
+            }
+        }
+        objects.into_values().collect()
     }
 
     /// The newest version; every change makes a new one.

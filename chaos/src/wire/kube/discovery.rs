@@ -75,8 +75,10 @@ fn kinds(group: &str, version: &str) -> Option<Value> {
 fn kind(resource: &Resource) -> Vec<Value> {
     const VERBS: [&str; 7] = ["create", "delete", "get", "list", "patch", "update", "watch"];
     let entry = |name: String, verbs: &[&str]| {
+        let singular =
+            if name.contains('/') { String::new() } else { resource.kind.to_lowercase() };
         json!({
-            "name": name, "singularName": resource.kind.to_lowercase(), "kind": resource.kind,
+            "name": name, "singularName": singular, "kind": resource.kind,
             "namespaced": resource.scope == Scope::Namespace, "verbs": verbs,
         })
     };

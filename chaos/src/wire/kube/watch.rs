@@ -30,6 +30,9 @@ use crate::world::cluster::refusal::Refusal;
 /// Between two bookmarks. Source: Kubernetes' watch cache, about once a minute.
 const BOOKMARK: Duration = Duration::from_mins(1);
 
+/// From the last bookmark to the end of a watch. Source: the same.
+const BEFORE_END: Duration = Duration::from_secs(2);
+
 /// What a watch was asked for.
 pub(super) struct Watch {
     /// What it sees.
@@ -91,7 +94,8 @@ pub(super) fn body(world: World, watch: Watch) -> Body {
         };
         (version, cluster.breaks(), watch.first(cluster))
     });
-    let (ends, bookmark) = (now + watch.ends, now + BOOKMARK);
+    let ends = now + watch.ends;
+    let bookmark = next_bookmark(now, ends);
     let running =
         Running { world, watch, version, breaks, ends, bookmark, lines: lines.into(), over: false };
     let lines = stream::unfold(running, |mut running| async move {
@@ -137,8 +141,12 @@ impl Running {
     fn woke(&mut self) {
         let now = Instant::now();
         self.over = now >= self.ends;
-        self.bookmark = now + BOOKMARK;
-        self.version = self.world.read(|state| state.cluster.version());
+        if self.over {
+            return;
+        }
+        self.bookmark = next_bookmark(now, self.ends);
+        let newest = self.world.read(|state| state.cluster.version());
+        self.version = self.version.max(newest);
         if self.watch.bookmarks == Bookmarks::Sent {
             self.lines.push_back(self.watch.bookmark(self.version, &json!({})));
         }
@@ -184,7 +192,7 @@ impl Watch {
             (false, false) => return None,
             (false, true) => "ADDED",
             (true, true) => "MODIFIED",
-            (true, false) => "DELETED",
+            (true, false) => return Some(line("DELETED", &self.view.shown(&last(change)))),
         };
         Some(line(kind, &self.view.shown(&change.object)))
     }
@@ -199,6 +207,24 @@ impl Watch {
             },
         });
         line("BOOKMARK", &Arc::new(object))
+    }
+}
+
+/// An object as a watch saw it last, with the version of the change that took it away.
+fn last(change: &Change) -> Arc<Value> {
+    let Some(before) = &change.before else { return Arc::clone(&change.object) };
+    let mut last = Value::clone(before);
+    last["metadata"]["resourceVersion"] = json!(change.version.to_string());
+    Arc::new(last)
+}
+
+/// Once a minute, and once shortly before the watch ends.
+fn next_bookmark(now: Instant, ends: Instant) -> Instant {
+    let shortly = ends.checked_sub(BEFORE_END).unwrap_or(now);
+    match now + BOOKMARK {
+        later if later <= shortly => later,
+        _ if shortly > now => shortly,
+        _ => ends,
     }
 }
 

@@ -30,10 +30,16 @@ use crate::world::cluster::write::Door;
 pub(super) const APPLY: &str = "application/apply-patch+yaml";
 
 pub(super) fn create(world: &World, asked: &Asked) -> Result<Answer, Refusal> {
+    if asked.address.name.is_some() && asked.address.subresource.is_empty() {
+        return Err(not_allowed());
+    }
     if asked.address.name.is_some() {
         return Err(Refusal::unsupported(format!("create of {}", asked.address.counted())));
     }
     let mut object = body(asked)?;
+    if asked.address.resource.origin == Origin::Custom {
+        check_named_kind(&object)?;
+    }
     let resource = asked.address.resource;
     if resource.scope == Scope::Namespace {
         let wanted = asked.address.namespace.as_deref().unwrap_or_default();
@@ -53,8 +59,13 @@ pub(super) fn update(world: &World, asked: &Asked) -> Result<Answer, Refusal> {
     let object = body(asked)?;
     check_name(&target, &object)?;
     let caller = &asked.caller;
-    let done = world.update(|state| state.cluster.update(caller, (&target, door), object))?;
-    Ok(Answer::Object(StatusCode::OK, Value::clone(&done)))
+    world.update(|state| {
+        let cluster = &mut state.cluster;
+        let there = cluster.get(&target).is_some();
+        let done = cluster.update(caller, (&target, door), object)?;
+        let status = if there { StatusCode::OK } else { StatusCode::CREATED };
+        Ok(Answer::Object(status, Value::clone(&done)))
+    })
 }
 
 pub(super) fn patch(world: &World, asked: &Asked) -> Result<Answer, Refusal> {
@@ -63,8 +74,10 @@ pub(super) fn patch(world: &World, asked: &Asked) -> Result<Answer, Refusal> {
     let caller = &asked.caller;
     if asked.content_type == APPLY {
         if asked.query.text("fieldManager").is_empty() {
-            return Err(Refusal::bad_request("fieldManager is required for apply patch"));
+            let why = "Required value: is required for apply patch";
+            return Err(Refusal::options("PatchOptions", "fieldManager", why));
         }
+        check_named_kind(&patch)?;
         check_name(&target, &patch)?;
         let force = asked.query.is_set("force");
         let conflicts = if force { Conflicts::Force } else { Conflicts::Refuse };
@@ -102,7 +115,9 @@ pub(super) fn delete(world: &World, asked: &Asked) -> Result<Answer, Refusal> {
     let options = if asked.body.is_empty() { json!({}) } else { body(asked)? };
     check_options(&options)?;
     let mut options = DeleteOptions::read(&options);
-    if let Some(grace) = asked.query.number("gracePeriodSeconds")? {
+    if let Some(grace) = asked.query.number("gracePeriodSeconds")?
+        && asked.body.is_empty()
+    {
         options.grace_seconds = i64::try_from(grace).ok();
     }
     let caller = &asked.caller;
@@ -141,7 +156,21 @@ fn body(asked: &Asked) -> Result<Value, Refusal> {
 }
 
 fn target(asked: &Asked) -> Result<Target, Refusal> {
-    asked.address.target().ok_or_else(|| Refusal::new(405, "MethodNotAllowed", "name is required"))
+    asked.address.target().ok_or_else(not_allowed)
+}
+
+fn not_allowed() -> Refusal {
+    const WHY: &str = "the server does not allow this method on the requested resource";
+    Refusal::new(405, "MethodNotAllowed", WHY)
+}
+
+/// An object that no type reads has to say what it is.
+fn check_named_kind(object: &Value) -> Result<(), Refusal> {
+    match ["apiVersion", "kind"].iter().find(|field| text(object, &format!("/{field}")).is_empty())
+    {
+        Some(field) => Err(Refusal::bad_request(format!("Object '{field}' is missing"))),
+        None => Ok(()),
+    }
 }
 
 fn door(asked: &Asked) -> Result<Door, Refusal> {
@@ -173,11 +202,14 @@ fn check_options(options: &Value) -> Result<(), Refusal> {
 }
 
 fn success(target: &Target, object: &Value) -> Value {
+    let mut details = json!({
+        "name": target.name, "kind": target.resource.plural, "uid": object["metadata"]["uid"],
+    });
+    if !target.resource.group.is_empty() {
+        details["group"] = json!(target.resource.group);
+    }
     json!({
         "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success",
-        "details": {
-            "name": target.name, "group": target.resource.group, "kind": target.resource.plural,
-            "uid": object["metadata"]["uid"],
-        },
+        "details": details,
     })
 }

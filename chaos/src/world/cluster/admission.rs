@@ -19,6 +19,24 @@ use crate::world::cluster::resource::POD;
 use crate::world::cluster::resource::PRIORITY_CLASS;
 use crate::world::cluster::resource::Resource;
 
+/// Taints a node that is made through the API until it is ready.
+///
+/// Source: Kubernetes, admission plugin `TaintNodesByCondition`.
+pub fn taint(resource: Resource, object: &mut Value) {
+    const KEY: &str = "node.kubernetes.io/not-ready";
+    let mut taints = items(object, "/spec/taints").to_vec();
+    if resource == NODE && !taints.iter().any(|taint| text(taint, "/key") == KEY) {
+        taints.push(json!({ "key": KEY, "effect": "NoSchedule" }));
+        set(object, "/spec/taints", Value::Array(taints));
+    }
+}
+
+/// Names a node by its host, as its kubelet does.
+pub fn host(object: &mut Value) {
+    let name = name(object).to_owned();
+    or_else(object, "/metadata/labels/kubernetes.io~1hostname", json!(name));
+}
+
 /// Fills in an object's defaults.
 ///
 /// # Errors
@@ -28,11 +46,6 @@ pub fn default(cluster: &Cluster, resource: Resource, object: &mut Value) -> Res
         POD => pod(cluster, object),
         JOB => {
             job(object);
-            Ok(())
-        }
-        NODE => {
-            let name = name(object).to_owned();
-            or_else(object, "/metadata/labels/kubernetes.io~1hostname", json!(name));
             Ok(())
         }
         DEFINITION => {
@@ -50,7 +63,8 @@ fn pod(cluster: &Cluster, pod: &mut Value) -> Result<(), Refusal> {
     or_else(pod, "/spec/serviceAccountName", json!("default"));
     or_else(pod, "/spec/containers", json!([]));
     or_else(pod, "/status/phase", json!("Pending"));
-    or_else(pod, "/status/qosClass", json!("Burstable"));
+    let class = quality(pod);
+    or_else(pod, "/status/qosClass", json!(class));
     let class = text(pod, "/spec/priorityClassName").to_owned();
     let priority = match class.as_str() {
         "" => 0,
@@ -59,11 +73,10 @@ fn pod(cluster: &Cluster, pod: &mut Value) -> Result<(), Refusal> {
         named => {
             let found = cluster.find(PRIORITY_CLASS, named);
             let missing = || {
-                Refusal::new(
-                    403,
-                    "Forbidden",
-                    format!("no PriorityClass with name {named} was found"),
-                )
+                let pod = name(pod);
+                let why = format!("no PriorityClass with name {named} was found");
+                let message = format!("pods \"{pod}\" is forbidden: {why}");
+                Refusal::new(403, "Forbidden", message).about(POD, POD.plural, pod)
             };
             number(found.ok_or_else(missing)?, "/value").unwrap_or_default()
         }
@@ -86,6 +99,28 @@ fn pod(cluster: &Cluster, pod: &mut Value) -> Result<(), Refusal> {
     Ok(())
 }
 
+/// Fills in what a container asks for where it only says its limits, and gives the pod's class.
+fn quality(pod: &mut Value) -> &'static str {
+    let containers = pod.pointer_mut("/spec/containers").and_then(Value::as_array_mut);
+    let (mut any, mut whole) = (false, true);
+    for container in containers.into_iter().flatten() {
+        let limits = container.pointer("/resources/limits").cloned().unwrap_or_default();
+        for (name, limit) in limits.as_object().into_iter().flatten() {
+            or_else(container, &keyed("/resources/requests", name), limit.clone());
+        }
+        for name in ["cpu", "memory"] {
+            let asked = &container["resources"]["requests"][name];
+            any |= !asked.is_null();
+            whole &= !asked.is_null() && *asked == limits[name];
+        }
+    }
+    match (any, whole) {
+        (false, _) => "BestEffort",
+        (true, true) => "Guaranteed",
+        (true, false) => "Burstable",
+    }
+}
+
 fn job(job: &mut Value) {
     or_else(job, "/spec/parallelism", json!(1));
     or_else(job, "/spec/completions", json!(1));
@@ -100,6 +135,7 @@ fn job(job: &mut Value) {
     let (own_uid, own_name) = (uid(job).to_owned(), name(job).to_owned());
     let labels = [
         ("batch.kubernetes.io/controller-uid", &own_uid),
+        ("controller-uid", &own_uid),
         ("batch.kubernetes.io/job-name", &own_name),
         ("job-name", &own_name),
     ];

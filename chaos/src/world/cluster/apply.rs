@@ -1,5 +1,6 @@
 //! Server-side apply: what a manager says is merged, and what it no longer says is taken away.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde_json::Value;
@@ -22,6 +23,7 @@ use crate::world::cluster::fields::set_managed;
 use crate::world::cluster::fields::take;
 use crate::world::cluster::object::items;
 use crate::world::cluster::object::second;
+use crate::world::cluster::object::text;
 use crate::world::cluster::refusal::Cause;
 use crate::world::cluster::refusal::Refusal;
 use crate::world::cluster::resource::Status;
@@ -58,10 +60,16 @@ impl Cluster {
             return self.create_applied(caller, (target, door), wanted);
         };
         let mut entries = managed(&old);
+        if entries.is_empty() {
+            entries.push(before_first_apply(&old));
+        }
         let says = fields_of(&wanted);
+        if let Some(why) = key_fault(&wanted, "") {
+            return Err(Refusal::internal(format!("failed to create typed patch object: {why}")));
+        }
         let clashes = clashes(&entries, (caller, door), (&says, &wanted, &old));
         if conflicts == Conflicts::Refuse && !clashes.is_empty() {
-            return Err(conflict(&clashes));
+            return Err(conflict(&clashes, &entries, &target.resource.api_version()));
         }
         for (index, path) in &clashes {
             entries[*index].fields.remove(path);
@@ -134,6 +142,17 @@ impl Cluster {
     }
 }
 
+/// Who owns what was there before anybody's fields were told apart.
+fn before_first_apply(object: &Value) -> Managed {
+    Managed {
+        manager: "before-first-apply".to_owned(),
+        operation: Operation::Update,
+        subresource: String::new(),
+        time: text(object, "/metadata/creationTimestamp").to_owned(),
+        fields: fields_of(object),
+    }
+}
+
 /// Leaves only what this door writes.
 fn narrow(wanted: &mut Value, door: Door) {
     let Some(map) = wanted.as_object_mut() else { return };
@@ -189,22 +208,87 @@ fn subresource(door: Door) -> &'static str {
     }
 }
 
-fn conflict(clashes: &[(usize, Path)]) -> Refusal {
-    let written =
-        |path: &Path| -> String { path.iter().map(|part| part.replacen("f:", ".", 1)).collect() };
-    let count = clashes.len();
-    let paths: Vec<String> = clashes.iter().map(|(_, path)| written(path)).collect();
-    let message = format!("Apply failed with {count} conflict(s): {}", paths.join(", "));
+fn conflict(clashes: &[(usize, Path)], entries: &[Managed], api_version: &str) -> Refusal {
+    let mut by_manager: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for (index, path) in clashes {
+        let manager = told_manager(&entries[*index], api_version);
+        by_manager.entry(manager).or_default().push(written(path));
+    }
+    let (count, conflicts) = plural(clashes.len());
+    let mut message = format!("Apply failed with {count} {conflicts}: ");
+    for (manager, paths) in &by_manager {
+        let (_, conflicts) = plural(paths.len());
+        let paths = match paths.as_slice() {
+            [one] => format!(" {one}"),
+            many => format!("\n- {}", many.join("\n- ")),
+        };
+        message = format!("{message}{conflicts} with {manager}:{paths}");
+    }
     let mut refusal = Refusal::new(409, "Conflict", message);
-    refusal.causes = paths.into_iter().map(cause).collect();
+    let causes = by_manager
+        .into_iter()
+        .flat_map(|(manager, paths)| paths.into_iter().map(move |path| cause(&manager, path)));
+    refusal.causes = causes.collect();
     refusal
 }
 
-fn cause(path: String) -> Cause {
+fn plural(count: usize) -> (usize, &'static str) {
+    (count, if count == 1 { "conflict" } else { "conflicts" })
+}
+
+fn told_manager(entry: &Managed, api_version: &str) -> String {
+    let through = match entry.subresource.as_str() {
+        "" => String::new(),
+        subresource => format!(" with subresource {subresource:?}"),
+    };
+    let using = match entry.operation {
+        Operation::Apply => String::new(),
+        Operation::Update => format!(" using {api_version}"),
+    };
+    format!("{:?}{through}{using}", entry.manager)
+}
+
+/// A path as people read it: `.status.conditions[type="Ready"].status`.
+fn written(path: &Path) -> String {
+    let part = |part: &String| match (part.strip_prefix("f:"), part.strip_prefix("k:")) {
+        (Some(field), _) => format!(".{field}"),
+        (None, Some(keys)) => {
+            let keys: Value = serde_json::from_str(keys).unwrap_or_default();
+            let keys = keys.as_object().into_iter().flatten();
+            let keys: Vec<String> = keys.map(|(key, value)| format!("{key}={value}")).collect();
+            format!("[{}]", keys.join(","))
+        }
+        (None, None) => format!("[={}]", part.trim_start_matches("v:")),
+    };
+    path.iter().map(part).collect()
+}
+
+fn cause(manager: &str, path: String) -> Cause {
     Cause {
         reason: "FieldManagerConflict".to_owned(),
-        message: "conflict with another manager".to_owned(),
+        message: format!("conflict with {manager}"),
         field: Some(path),
+    }
+}
+
+/// Where a list with keys has an item without them, or two of the same.
+fn key_fault(wanted: &Value, field: &str) -> Option<String> {
+    match wanted {
+        Value::Object(map) => map.iter().find_map(|(key, inner)| key_fault(inner, key)),
+        Value::Array(list) => {
+            let kind = list_kind(field);
+            if let ListKind::Keyed(keys) = kind {
+                let whole = |item: &Value| keys.iter().all(|key| item.get(*key).is_some());
+                if !list.iter().all(whole) {
+                    return Some(format!(".{field}: an item has no value for the key field"));
+                }
+            }
+            let twice = kind != ListKind::Atomic
+                && (1..list.len())
+                    .any(|end| list[..end].iter().any(|known| same_item(kind, known, &list[end])));
+            twice.then(|| format!(".{field}: duplicate entries for key"))
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => None,
     }
 }
 
@@ -225,23 +309,34 @@ fn replace_entry(
         return FieldSet::new();
     };
     let entry = &mut entries[index];
-    let dropped = entry.fields.difference(&says).cloned().collect();
+    let dropped = with_parents(&entry.fields).difference(&with_parents(&says)).cloned().collect();
     entry.fields = says;
     entry.time = time;
     dropped
 }
 
+/// A set of paths with all that they are below: a map goes as a whole when its last owner does,
+/// with what the server had filled in.
+fn with_parents(fields: &FieldSet) -> FieldSet {
+    const LEAST: usize = 2;
+    let parents = fields.iter().flat_map(|path| {
+        let least = if path.first().is_some_and(|first| first == "f:metadata") { LEAST } else { 1 };
+        (least..=path.len()).map(|length| path[..length].to_vec())
+    });
+    parents.collect()
+}
+
 /// Takes away what was dropped and nobody else owns: items of lists first, as long as they can be found
 /// by their keys, and only when nothing of others is in them; then longest paths first.
 fn take_away(object: &mut Value, entries: &[Managed], dropped: &FieldSet) {
-    let owned = |path: &Path| {
+    let owned = |path: &[String]| {
         entries.iter().any(|entry| entry.fields.iter().any(|field| field.starts_with(path)))
     };
     let items = dropped.iter().filter(|path| is_member(path));
     let fields = dropped.iter().rev().filter(|path| !is_member(path));
     for path in items.chain(fields) {
         if !owned(path) {
-            take(object, path);
+            take(object, path, &owned);
         }
     }
 }

@@ -65,15 +65,19 @@ impl DeleteOptions {
 
     pub(super) fn check(&self, target: &Target, object: &Value) -> Result<(), Refusal> {
         let version = text(object, "/metadata/resourceVersion");
-        let checks = [("UID", &self.uid, uid(object)), ("ResourceVersion", &self.version, version)];
-        for (what, wanted, found) in checks {
+        let checks = [
+            ("UID", &self.uid, uid(object), " and then recreated"),
+            ("ResourceVersion", &self.version, version, ""),
+        ];
+        for (what, wanted, found, after) in checks {
             if let Some(wanted) = wanted
                 && wanted != found
             {
+                let fate = if after.is_empty() { "modified" } else { "deleted" };
                 let why = format!(
-                    "Precondition failed: {what} in precondition: {wanted}, {what} in object meta: {found}"
+                    "the {what} in the precondition ({wanted}) does not match the {what} in record ({found}). The object might have been {fate}{after}"
                 );
-                return Err(Refusal::conflict(target.resource, &target.name, &why));
+                return Err(Refusal::precondition(target.resource, &target.name, &why));
             }
         }
         Ok(())
@@ -97,8 +101,16 @@ impl Cluster {
         let grace = if target.resource == POD { grace_of(&old, options) } else { 0 };
         let kept = !items(&old, "/metadata/finalizers").is_empty();
         if grace == 0 && !kept {
+            // A pod is told to be going once more before it is told to be gone.
+            let marked = self.marked(&old, grace).filter(|_| target.resource == POD);
+            let was_marked = marked.map(|marked| self.store(target.resource, marked)).is_some();
+            if was_marked {
+                self.wrote(caller, "delete", target);
+            }
             let last = self.erase(target).unwrap_or(old);
-            self.wrote(caller, "delete", target);
+            if !was_marked {
+                self.wrote(caller, "delete", target);
+            }
             self.collect(uid(&last));
             return Ok(Deleted::Gone(last));
         }
@@ -158,5 +170,8 @@ fn grace_of(pod: &Value, options: &DeleteOptions) -> i64 {
         return 0;
     }
     let own = number(pod, "/spec/terminationGracePeriodSeconds").unwrap_or(DEFAULT);
-    options.grace_seconds.unwrap_or(own).max(0)
+    match options.grace_seconds.unwrap_or(own) {
+        ..0 => 1,
+        grace => grace,
+    }
 }

@@ -41,15 +41,23 @@ impl Cluster {
         if !passes_budgets(&pod) {
             self.charge(&pod)?;
         }
+        self.mark(caller, target)?;
+        // What was checked above has a newer version by now.
+        let options = DeleteOptions { version: None, ..options.clone() };
+        self.delete(caller, target, &options).map(drop)
+    }
+
+    /// Sets the condition by which a Job's failure policy knows an eviction. The fields are the
+    /// caller's, but the request is the server's own.
+    fn mark(&mut self, caller: &Caller, target: &Target) -> Result<(), Refusal> {
         let now = self.now();
-        if !is_deleting(&pod) {
-            self.edit(&Caller::named("kube-apiserver"), (target, Door::Back), |pod| {
-                let (kind, status) = ("DisruptionTarget", "True");
-                let (reason, message) = ("EvictionByEvictionAPI", "Eviction API: evicting");
-                set_condition(pod, Condition { kind, status, reason, message }, now);
-            })?;
-        }
-        self.delete(caller, target, options).map(drop)
+        let own = Caller { agent: "kube-apiserver".to_owned(), manager: caller.manager.clone() };
+        let marked = self.edit(&own, (target, Door::Status), |pod| {
+            let (kind, status) = ("DisruptionTarget", "True");
+            let (reason, message) = ("EvictionByEvictionAPI", "Eviction API: evicting");
+            set_condition(pod, Condition { kind, status, reason, message }, now);
+        });
+        marked.map(drop)
     }
 
     /// Takes one disruption from the budget that covers a pod.
@@ -65,7 +73,7 @@ impl Cluster {
             [budget] => budget,
             [_, _, ..] => {
                 let why = "This pod has more than one PodDisruptionBudget, which the eviction subresource does not support.";
-                return Err(Refusal::new(500, "InternalError", why));
+                return Err(Refusal::internal(why));
             }
         };
         if condition(pod, "Ready") != "True" && may_lose_unready(budget) {
@@ -102,9 +110,8 @@ fn allowed(budget: &Value) -> Result<i64, Refusal> {
     let name = text(budget, "/metadata/name");
     let observed = number(budget, "/status/observedGeneration").unwrap_or_default();
     if observed < number(budget, "/metadata/generation").unwrap_or_default() {
-        let message =
-            format!("The disruption budget {name} is still being processed by the server.");
-        return Err(too_many(message.clone(), message, Some(10)));
+        let cause = format!("The disruption budget {name} is still being processed by the server.");
+        return Err(too_many(cause, Some(10)));
     }
     let allowed = number(budget, "/status/disruptionsAllowed").unwrap_or_default();
     if allowed > 0 {
@@ -114,11 +121,11 @@ fn allowed(budget: &Value) -> Result<i64, Refusal> {
     let have = number(budget, "/status/currentHealthy").unwrap_or_default();
     let cause =
         format!("The disruption budget {name} needs {want} healthy pods and has {have} currently");
-    let message = "Cannot evict pod as it would violate the pod's disruption budget.";
-    Err(too_many(message.to_owned(), cause, None))
+    Err(too_many(cause, None))
 }
 
-fn too_many(message: String, cause: String, retry_after_seconds: Option<u32>) -> Refusal {
+fn too_many(cause: String, retry_after_seconds: Option<u32>) -> Refusal {
+    let message = "Cannot evict pod as it would violate the pod's disruption budget.";
     let mut refusal = Refusal::new(429, "TooManyRequests", message);
     refusal.retry_after_seconds = retry_after_seconds;
     let reason = "DisruptionBudget".to_owned();

@@ -145,28 +145,38 @@ pub fn at<'a>(object: &'a Value, path: &[String]) -> Option<&'a Value> {
     Some(place)
 }
 
-/// Takes away what stands at a path, and every map that is empty then.
-pub fn take(object: &mut Value, path: &[String]) {
-    let Some((first, rest)) = path.split_first() else { return };
-    match (first.split_at(2), object) {
+/// Takes away what stands at a path, and every map that is empty then and that nobody owns.
+pub fn take(object: &mut Value, path: &[String], owned: &impl Fn(&[String]) -> bool) {
+    take_below(object, path, 0, owned);
+}
+
+fn take_below(
+    object: &mut Value,
+    path: &[String],
+    depth: usize,
+    owned: &impl Fn(&[String]) -> bool,
+) {
+    let Some(part) = path.get(depth) else { return };
+    let is_last = depth + 1 == path.len();
+    match (part.split_at(2), object) {
         (("f:", key), Value::Object(map)) => {
             let Some(inner) = map.get_mut(key) else { return };
-            if !rest.is_empty() {
-                take(inner, rest);
+            if !is_last {
+                take_below(inner, path, depth + 1, owned);
             }
-            if rest.is_empty() || is_empty(inner) {
+            if is_last || (is_empty(inner) && !owned(&path[..=depth])) {
                 map.remove(key);
             }
         }
         (_, Value::Array(list)) => {
-            let kind = kind_of(first);
-            let Some(index) = list.iter().position(|item| element_like(first, kind, item)) else {
+            let kind = kind_of(part);
+            let Some(index) = list.iter().position(|item| element_like(part, kind, item)) else {
                 return;
             };
-            if rest.is_empty() {
+            if is_last {
                 list.remove(index);
             } else {
-                take(&mut list[index], rest);
+                take_below(&mut list[index], path, depth + 1, owned);
             }
         }
         _ => (),

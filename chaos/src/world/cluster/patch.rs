@@ -26,27 +26,29 @@ pub fn json_patch(object: &Value, patch: &Value) -> Result<Value, Refusal> {
 }
 
 fn one_operation(object: &mut Value, operation: &Value) -> Result<(), Refusal> {
-    let path = text(operation, "/path");
-    let value = operation.get("value").cloned();
-    let given = || value.clone().ok_or_else(|| Refusal::bad_request("operation without value"));
-    let taken = |object: &mut Value, path: &str| {
-        remove_at(object, path)
-            .ok_or_else(|| unprocessable(&format!("remove: path {path} is missing")))
+    let Some(path) = operation.get("path").and_then(Value::as_str) else {
+        return Err(unprocessable());
     };
+    let value = operation.get("value").cloned().unwrap_or_default();
+    let taken = |object: &mut Value, path: &str| remove_at(object, path).ok_or_else(unprocessable);
     match text(operation, "/op") {
-        "add" => add_at(object, path, given()?),
+        "add" => add_at(object, path, value),
         "remove" => taken(object, path).map(drop),
         "replace" => {
-            let place = object.pointer_mut(path);
-            *place.ok_or_else(|| unprocessable(&format!("replace: path {path} is missing")))? =
-                given()?;
-            Ok(())
+            // The real server's library asks only that the map around it is there.
+            if parent(object, path).is_some_and(Value::is_array) {
+                taken(object, path)?;
+            }
+            add_at(object, path, value)
         }
         "test" => {
-            let found = object.pointer(path).unwrap_or(&Value::Null);
-            let holds = *found == value.unwrap_or_default();
-            let why = || unprocessable(&format!("testing value {path} failed"));
-            if holds { Ok(()) } else { Err(why()) }
+            // Null stands for what is not in a map, but not for what is below nothing.
+            let found = match (object.pointer(path), parent(object, path)) {
+                (Some(found), _) => found,
+                (None, Some(Value::Object(_))) => &Value::Null,
+                (None, _) => return Err(unprocessable()),
+            };
+            if *found == value { Ok(()) } else { Err(unprocessable()) }
         }
         "move" => {
             let moved = taken(object, text(operation, "/from"))?;
@@ -54,17 +56,23 @@ fn one_operation(object: &mut Value, operation: &Value) -> Result<(), Refusal> {
         }
         "copy" => {
             let from = text(operation, "/from");
-            let copied = object.pointer(from).cloned();
-            let missing = || unprocessable(&format!("copy: path {from} is missing"));
-            add_at(object, path, copied.ok_or_else(missing)?)
+            let around = parent(object, from).ok_or_else(unprocessable)?;
+            let nothing = around.is_object().then_some(&Value::Null);
+            let copied = object.pointer(from).or(nothing).cloned().ok_or_else(unprocessable)?;
+            add_at(object, path, copied)
         }
-        other => Err(Refusal::bad_request(format!("no such JSON patch operation: `{other}`"))),
+        _ => Err(unprocessable()),
     }
 }
 
-fn unprocessable(why: &str) -> Refusal {
+/// What the last part of a path is looked up in.
+fn parent<'a>(object: &'a Value, path: &str) -> Option<&'a Value> {
+    object.pointer(path.rsplit_once('/')?.0)
+}
+
+fn unprocessable() -> Refusal {
     let message = "the server rejected our request due to an error in our request";
-    Refusal::new(422, "Invalid", format!("{message}: {why}"))
+    Refusal::new(422, "Invalid", message)
 }
 
 fn add_at(object: &mut Value, path: &str, value: Value) -> Result<(), Refusal> {
@@ -72,7 +80,7 @@ fn add_at(object: &mut Value, path: &str, value: Value) -> Result<(), Refusal> {
         *object = value;
         return Ok(());
     }
-    let missing = || unprocessable(&format!("add: path {path} is missing"));
+    let missing = unprocessable;
     let (above, key) = path.rsplit_once('/').ok_or_else(missing)?;
     match object.pointer_mut(above).ok_or_else(missing)? {
         Value::Object(map) => {
@@ -155,14 +163,17 @@ fn strategic_field(key: &str, old: Value, change: &Value) -> Value {
         return kept.cloned().collect();
     }
     let Value::Array(mut list) = old else { return change.clone() };
+    // What is new comes first, as the real server has it.
+    let mut added = Vec::new();
     for item in changes {
         let place = list.iter().position(|known| same_item(kind, known, item));
         match place {
             Some(index) if text(item, "/$patch") == "delete" => drop(list.remove(index)),
             Some(index) => list[index] = strategic_patch(&list[index], item),
             None if text(item, "/$patch") == "delete" => (),
-            None => list.push(item.clone()),
+            None => added.push(item.clone()),
         }
     }
-    Value::Array(list)
+    added.extend(list);
+    Value::Array(added)
 }

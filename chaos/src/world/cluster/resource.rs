@@ -83,6 +83,14 @@ impl Resource {
         format!("{}/{}", self.group, self.version)
     }
 
+    /// Its kind with its group, as refusals name it.
+    pub fn qualified_kind(&self) -> String {
+        if self.group.is_empty() {
+            return self.kind.to_owned();
+        }
+        format!("{}.{}", self.kind, self.group)
+    }
+
     /// The kind that a path names.
     pub fn named(group: &str, version: &str, plural: &str) -> Option<Self> {
         let same = |known: &&Self| {

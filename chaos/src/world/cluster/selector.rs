@@ -46,6 +46,10 @@ impl Selector {
         let labels = split(labels).into_iter().map(requirement).collect::<Result<Vec<_>, _>>()?;
         let fields = split(fields).into_iter().map(requirement).collect::<Result<Vec<_>, _>>()?;
         for field in &fields {
+            if field.values.is_empty() {
+                let why = format!("invalid selector: '{}'; can't understand it", field.key);
+                return Err(Refusal::bad_request(why));
+            }
             if !is_selectable(resource, &field.key) {
                 let why = format!("field label not supported: {}", field.key);
                 return Err(Refusal::bad_request(why));
@@ -143,6 +147,9 @@ fn requirement(part: &str) -> Result<Requirement, Refusal> {
         return Ok(one(key, Operator::NotIn, value));
     }
     if let Some((key, value)) = part.split_once("==").or_else(|| part.split_once('=')) {
+        if value.contains(['(', ')']) {
+            return Err(Refusal::bad_request(format!("unable to parse requirement: {part}")));
+        }
         return Ok(one(key, Operator::In, value));
     }
     if part.contains(['(', ')', ' ']) {

@@ -33,8 +33,11 @@ use crate::world::cluster::resource::Origin;
 use crate::world::cluster::resource::Resource;
 use crate::world::cluster::resource::Scope;
 use crate::world::cluster::resource::Status;
+use crate::world::cluster::resource::VOLUME;
+use crate::world::cluster::resource::VOLUME_CLAIM;
 use crate::world::cluster::rules;
 use crate::world::cluster::schema;
+use crate::world::cluster::tidy::tidy;
 
 /// Metadata that only the server writes.
 const OF_SERVER: [&str; 7] = [
@@ -46,6 +49,9 @@ const OF_SERVER: [&str; 7] = [
     "name",
     "namespace",
 ];
+
+/// Kinds with a status whose generations nobody counts.
+const UNCOUNTED: [Resource; 4] = [NODE, NAMESPACE, VOLUME, VOLUME_CLAIM];
 
 /// Through which door an object is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,7 +78,7 @@ impl Cluster {
         check_kind(resource, &mut object)?;
         if !text(&object, "/metadata/resourceVersion").is_empty() {
             const WHY: &str = "resourceVersion should not be set on objects to be created";
-            return Err(Refusal::bad_request(WHY));
+            return Err(Refusal::internal(WHY));
         }
         self.name(resource, &mut object)?;
         let target = Target::of(resource, &object);
@@ -80,8 +86,10 @@ impl Cluster {
             return Err(Refusal::already_exists(resource, &target.name));
         }
         self.enter(resource, &mut object);
+        admission::taint(resource, &mut object);
         admission::default(self, resource, &mut object)?;
-        schema::prune(resource, &mut object);
+        schema::complete(resource, &mut object);
+        tidy(resource, &mut object);
         rules::check(resource, None, &object)?;
         let entry = Managed {
             manager: caller.manager.clone(),
@@ -112,7 +120,11 @@ impl Cluster {
         if let Some(status) = status {
             object["status"] = status;
         }
+        if resource == NODE {
+            admission::host(&mut object);
+        }
         admission::default(self, resource, &mut object).expect("an object of a scenario is whole");
+        tidy(resource, &mut object);
         self.store(resource, object)
     }
 
@@ -126,15 +138,33 @@ impl Cluster {
         (target, door): (&Target, Door),
         new: Value,
     ) -> Result<Arc<Value>, Refusal> {
-        let old = self.expect(target)?;
         let versioned = !text(&new, "/metadata/resourceVersion").is_empty();
         let must = target.resource.origin == Origin::Custom || target.resource == LEASE;
-        if must && !versioned && door != Door::Back {
-            let (kind, field) = (target.resource.kind, "metadata.resourceVersion");
-            let why = "Invalid value: 0: must be specified for an update";
-            return Err(Refusal::invalid(kind, &target.name, field, why));
+        let there = self.get(target).is_some();
+        if must && !versioned && door != Door::Back && (there || target.resource == LEASE) {
+            return Err(unversioned(target));
         }
+        if !there && target.resource == LEASE {
+            return self.create_by_update(caller, target, new);
+        }
+        let old = self.expect(target)?;
+        check_uid(target, (&old, &new))?;
         self.commit(caller, (target, door, "update"), (&old, new))
+    }
+
+    /// A Lease that is not there is made by an update, whatever version that names.
+    fn create_by_update(
+        &mut self,
+        caller: &Caller,
+        target: &Target,
+        mut new: Value,
+    ) -> Result<Arc<Value>, Refusal> {
+        if let Some(metadata) = new["metadata"].as_object_mut() {
+            metadata.remove("resourceVersion");
+            metadata.insert("name".to_owned(), json!(target.name));
+            metadata.insert("namespace".to_owned(), json!(target.namespace));
+        }
+        self.create(caller, target.resource, new)
     }
 
     /// Changes an object by what `change` makes of it; the cluster's own parts write so.
@@ -242,7 +272,7 @@ impl Cluster {
             let prefix = text(object, "/metadata/generateName").to_owned();
             if prefix.is_empty() {
                 let why = "Required value: name or generateName is required";
-                return Err(Refusal::invalid(resource.kind, "", "metadata.name", why));
+                return Err(Refusal::invalid(resource, "", "metadata.name", why));
             }
             object["metadata"]["name"] = json!(format!("{prefix}{}", self.suffix()));
         }
@@ -265,13 +295,16 @@ impl Cluster {
         for field in ["deletionTimestamp", "deletionGracePeriodSeconds", "managedFields"] {
             metadata.remove(field);
         }
-        if resource.status == Status::Apart {
+        if resource.status == Status::Apart && !UNCOUNTED.contains(&resource) {
             metadata.insert("generation".to_owned(), json!(1));
-            if resource != NODE
-                && let Some(object) = object.as_object_mut()
-            {
-                object.remove("status");
-            }
+        } else {
+            metadata.remove("generation");
+        }
+        if resource.status == Status::Apart
+            && resource != NODE
+            && let Some(object) = object.as_object_mut()
+        {
+            object.remove("status");
         }
     }
 
@@ -306,6 +339,10 @@ pub(super) fn prepare(
         Door::Status => {
             let mut kept = old.clone();
             keep(&mut kept, &new, "status");
+            if resource.origin == Origin::Kubernetes {
+                keep(&mut kept["metadata"], &new["metadata"], "labels");
+                keep(&mut kept["metadata"], &new["metadata"], "annotations");
+            }
             kept
         }
         Door::Main | Door::Back => new,
@@ -317,6 +354,10 @@ pub(super) fn prepare(
         keep(&mut new["metadata"], &old["metadata"], field);
     }
     keep(&mut new["metadata"], &old["metadata"], "managedFields");
+    if door != Door::Back {
+        schema::complete(resource, &mut new);
+    }
+    tidy(resource, &mut new);
     if spec_of(old) != spec_of(&new) && number(old, "/metadata/generation").is_some() {
         let generation = number(old, "/metadata/generation").unwrap_or_default() + 1;
         new["metadata"]["generation"] = json!(generation);
@@ -324,8 +365,7 @@ pub(super) fn prepare(
     if door != Door::Back {
         // What the store holds is pruned, too, when it is read.
         let mut old = old.clone();
-        schema::prune(resource, &mut old);
-        schema::prune(resource, &mut new);
+        schema::complete(resource, &mut old);
         rules::check(resource, Some(&old), &new)?;
     }
     Ok(new)
@@ -356,6 +396,35 @@ fn check_versions(target: &Target, (old, new): (&Value, &Value)) -> Result<(), R
     if !version.is_empty() && version != text(old, "/metadata/resourceVersion") {
         return Err(Refusal::stale(target.resource, &target.name));
     }
+    let given = name(new);
+    if !given.is_empty() && given != target.name {
+        let why = "the name of the object does not match the name on the URL";
+        return Err(Refusal::bad_request(why));
+    }
+    for field in ["uid", "deletionTimestamp"] {
+        let (given, known) = (new["metadata"].get(field), old["metadata"].get(field));
+        let given = given.filter(|given| !given.is_null());
+        // What is going stays so; nobody makes it go by writing the time.
+        if given.is_some() && given != known && (field == "uid" || known.is_none()) {
+            let given = given.unwrap_or(&Value::Null);
+            let why = format!("Invalid value: {given}: field is immutable");
+            let field = format!("metadata.{field}");
+            return Err(Refusal::invalid(target.resource, &target.name, &field, &why));
+        }
+    }
+    Ok(())
+}
+
+fn unversioned(target: &Target) -> Refusal {
+    let (resource, name) = (target.resource, target.name.as_str());
+    let why = "Invalid value: 0: must be specified for an update";
+    let mut refusal = Refusal::invalid(resource, name, "metadata.resourceVersion", why);
+    refusal.message = format!("{resource} \"{name}\" is invalid: metadata.resourceVersion: {why}");
+    refusal.about(resource, resource.plural, name)
+}
+
+/// A replacement of another UID meets the precondition of the storage.
+fn check_uid(target: &Target, (old, new): (&Value, &Value)) -> Result<(), Refusal> {
     let given = uid(new);
     if !given.is_empty() && given != uid(old) {
         let why = format!(
