@@ -571,6 +571,7 @@ async fn a_pod_that_is_deleted_keeps_its_grace_which_is_only_ever_shortened() {
     tokio::time::sleep(Duration::from_secs(5)).await;
     assert_eq!(delete(Some(60)).await, time("2026-11-22T12:00:40Z", 40));
     assert_eq!(delete(Some(15)).await, time("2026-11-22T12:00:15Z", 15));
+    assert_eq!(delete(Some(3)).await, time("2026-11-22T12:00:05Z", 1));
     let params = DeleteParams::default().grace_period(0);
     fixture.pods().delete("a", &params).await.unwrap();
     assert!(fixture.object(&target_pod("a")).is_none());

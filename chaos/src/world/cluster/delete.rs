@@ -123,16 +123,24 @@ impl Cluster {
     }
 
     /// The object with its deletion's time set; nothing where that would change nothing.
-    /// Grace is only ever shortened.
+    /// Grace is only ever shortened, and counts from the first request: where that is over already,
+    /// one second is left.
+    ///
+    /// Source: `BeforeDelete` of the API server.
     fn marked(&self, old: &Value, grace: i64) -> Option<Value> {
         let mut new = old.clone();
+        let mut grace = grace;
         let known = number(old, "/metadata/deletionGracePeriodSeconds").unwrap_or_default();
         let at = if is_deleting(old) {
             if grace >= known {
                 return None;
             }
             let at = time(old, "/metadata/deletionTimestamp").unwrap_or(self.now);
-            at - jiff::SignedDuration::from_secs(known - grace)
+            let due = at - jiff::SignedDuration::from_secs(known - grace);
+            if due < self.now {
+                grace = grace.min(1);
+            }
+            due.max(self.now)
         } else {
             if let Some(generation) = number(old, "/metadata/generation") {
                 new["metadata"]["generation"] = json!(generation + 1);
