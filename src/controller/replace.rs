@@ -86,10 +86,19 @@ pub async fn look(deps: &Deps, memory: &mut Memory, row: &InterruptionRow) {
     }
     look_at_volumes(deps, memory).await;
     let fresh = |at: &Instant| at.elapsed() < BELIEVED;
-    if !memory.limits.as_ref().is_some_and(|(at, _)| fresh(at)) {
+    // What could not be read is read again at the next look.
+    let known = memory
+        .limits
+        .as_ref()
+        .is_some_and(|(at, limits)| fresh(at) && !matches!(limits, Limits::Unknown));
+    if !known {
         memory.limits = Some((Instant::now(), limits(deps, memory).await));
     }
-    if !memory.overlay.as_ref().is_some_and(|(at, _)| fresh(at)) {
+    let known = memory
+        .overlay
+        .as_ref()
+        .is_some_and(|(at, overlay)| fresh(at) && !matches!(overlay, Overlay::Unknown));
+    if !known {
         memory.overlay = Some((Instant::now(), overlay(deps, memory, row).await));
     }
 }

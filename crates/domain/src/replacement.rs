@@ -274,6 +274,9 @@ pub enum Overlay {
 pub struct Fleet {
     /// Alive, and not yet Ready.
     pub in_flight: u32,
+    /// Asked for so lately that no NodePool's `status.resources` may be relied on to show them.
+    #[serde(default)]
+    pub uncounted: u32,
     /// Made within the last hour.
     pub in_last_hour: u32,
     /// Alive, and on demand.

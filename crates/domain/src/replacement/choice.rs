@@ -313,11 +313,13 @@ fn within_limits(
         Limits::None => Ok(()),
         Limits::Unknown => Err(NoClaim::Unreadable),
         Limits::Known { limits, in_use } => {
+            // Those that the pool does not count yet are taken to be of the same size.
+            let nodes = u64::from(facts.fleet.uncounted).saturating_add(1);
             let fits = limits.iter().all(|(resource, limit)| {
                 let used = in_use.get(resource).copied().unwrap_or(0);
                 let one_node = u64::from(resource == "nodes");
-                let added = dying.capacity.get(resource).copied().unwrap_or(one_node);
-                used.saturating_add(added) <= *limit
+                let each = dying.capacity.get(resource).copied().unwrap_or(one_node);
+                used.saturating_add(each.saturating_mul(nodes)) <= *limit
             });
             if fits { Ok(()) } else { Err(NoClaim::PoolLimits) }
         }

@@ -196,6 +196,7 @@ fn every_limit_has_its_reason() {
         limits: BTreeMap::from([("nvidia.com/gpu".to_owned(), limit)]),
         in_use: BTreeMap::from([("nvidia.com/gpu".to_owned(), 8)]),
     };
+    let uncounted = |uncounted| Fleet { uncounted, ..Fleet::default() };
     let rows = [
         (ReplacementFacts { dying: Dying::None, ..facts() }, "NoDyingClaim"),
         (ReplacementFacts { dying: Dying::Unknown, ..facts() }, "Unreadable"),
@@ -204,6 +205,8 @@ fn every_limit_has_its_reason() {
         (ReplacementFacts { overlay: Overlay::Unknown, ..facts() }, "Unreadable"),
         (ReplacementFacts { limits: room(11), ..facts() }, "PoolLimits"),
         (ReplacementFacts { limits: room(12), ..facts() }, WITHOUT_ZONE),
+        (ReplacementFacts { limits: room(15), fleet: uncounted(1), ..facts() }, "PoolLimits"),
+        (ReplacementFacts { limits: room(16), fleet: uncounted(1), ..facts() }, WITHOUT_ZONE),
         (ReplacementFacts { limits: Limits::Unknown, ..facts() }, "Unreadable"),
         (
             ReplacementFacts { fleet: Fleet { in_flight: 10, ..Fleet::default() }, ..facts() },
