@@ -83,10 +83,21 @@ pub struct Settings {
     pub settings: BTreeMap<String, String>,
     /// Slices of each GPU.
     pub slices: u32,
+    /// Where agents run.
+    pub agents: Where,
     /// Delay of Karpenter's own queue; `None` where Karpenter hears of nothing.
     pub karpenter_hears: Option<Duration>,
     /// What lies between the programs and the bucket.
     pub before_store: Box<dyn Fn(Wire) -> Wire + Send>,
+}
+
+/// On which nodes of a company.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Where {
+    /// On all.
+    Everywhere,
+    /// On none.
+    Nowhere,
 }
 
 /// Everybody.
@@ -116,6 +127,7 @@ impl Settings {
             folder: folder.to_owned(),
             settings: BTreeMap::new(),
             slices: 1,
+            agents: Where::Everywhere,
             karpenter_hears: Some(Duration::ZERO),
             before_store: Box::new(|store| store),
         }
@@ -176,7 +188,10 @@ impl Company {
             tasks: JoinSet::new(),
         };
         company.behave(&settings, &diary);
-        company.set_up().await?;
+        match settings.agents {
+            Where::Everywhere => company.add_agents().await?,
+            Where::Nowhere => (),
+        }
         Ok(company)
     }
 
@@ -219,7 +234,7 @@ impl Company {
     }
 
     /// The agent on every node of ours, in Lifeboat's namespace, which is there.
-    async fn set_up(&self) -> anyhow::Result<()> {
+    async fn add_agents(&self) -> anyhow::Result<()> {
         let mut agent = stage::agent();
         agent["apiVersion"] = json!("apps/v1");
         agent["kind"] = json!("DaemonSet");
@@ -244,6 +259,10 @@ impl Company {
     /// Marks a pod, or a template of pods, as one that our kubelets play, on our nodes.
     pub fn played_here(&self, template: &mut Value) {
         template["metadata"]["annotations"][stages::RUN_OUTSIDE] = json!("true");
+        self.placed_here(template);
+    }
+
+    fn placed_here(&self, template: &mut Value) {
         template["metadata"]["labels"][LABEL] = json!(self.name);
         template["spec"]["nodeSelector"][LABEL] = json!(self.name);
     }
@@ -317,7 +336,7 @@ impl Company {
     }
 
     /// States to Karpenter how many slices the GPUs of our pool have.
-    pub async fn add_overlay(&self, slices: u32) -> anyhow::Result<()> {
+    pub async fn add_overlay(&self, resource: &str, slices: u32) -> anyhow::Result<()> {
         let overlay = json!({
             "apiVersion": "karpenter.sh/v1alpha1", "kind": "NodeOverlay",
             "metadata": { "name": self.name, "labels": { LABEL: self.name } },
@@ -325,10 +344,22 @@ impl Company {
                 "requirements": [
                     { "key": "karpenter.sh/nodepool", "operator": "In", "values": [self.name] },
                 ],
-                "capacity": { "nvidia.com/gpu": slices.to_string() },
+                "capacity": { resource: slices.to_string() },
             },
         });
         self.objects.create(overlay).await?;
+        Ok(())
+    }
+
+    /// A Job as a line of a stage has it, whose pods kwok plays: there is nothing in them.
+    pub async fn add_hollow_job(&self, line: &str) -> anyhow::Result<()> {
+        let words = line.split(' ').map(str::to_owned).collect();
+        let (mut job, _) = stage::job_objects(&Line { number: 0, words })?;
+        job["metadata"]["labels"] = json!({ LABEL: self.name });
+        let template = &mut job["spec"]["template"];
+        template["metadata"]["annotations"][stages::ENDS_AFTER] = json!("1s");
+        self.placed_here(template);
+        self.objects.create(job).await?;
         Ok(())
     }
 

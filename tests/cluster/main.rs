@@ -12,6 +12,7 @@ mod ends;
 mod faults;
 mod contract;
 mod flow;
+mod hearing;
 mod jobs;
 mod observe;
 mod plane;

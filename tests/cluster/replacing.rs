@@ -5,8 +5,10 @@ use std::collections::BTreeMap;
 use lifeboat_chaos::company::Company;
 use lifeboat_chaos::company::objects::JOB;
 use lifeboat_chaos::company::objects::NODE_CLAIM;
+use lifeboat_chaos::company::objects::NODE_POOL;
 use lifeboat_chaos::control_plane::cloud::Behavior;
 use lifeboat_chaos::control_plane::cloud::Pool;
+use lifeboat_chaos::world::cluster::object::condition;
 use lifeboat_chaos::world::cluster::object::items;
 use lifeboat_chaos::world::cluster::object::label;
 use serde_json::json;
@@ -25,6 +27,10 @@ enum Marks {
 
 /// Slices of each GPU.
 const SLICES: u32 = 4;
+/// What a device plugin calls a GPU, or a slice of one.
+const WHOLE: &str = "nvidia.com/gpu";
+/// What it calls a slice where it is told to rename.
+const RENAMED: &str = "nvidia.com/gpu.shared";
 
 /// Karpenter deletes a claim for which there is no capacity: the next choice is made, and used.
 #[test]
@@ -94,24 +100,101 @@ fn what_is_no_longer_wanted_is_taken_back() {
 #[test]
 fn four_sharers_get_one_node() {
     on_stage(async |turn: Turn| {
-        let mut company = sliced(&turn, "sliced").await;
-        company.add_overlay(SLICES).await.unwrap();
-        let instance = sharers_are_warned_of(&company).await;
-        for number in 0..SLICES {
-            story::until_it_resumes(&company, &format!("share-{number}")).await;
-        }
+        let company = sliced(&turn, "sliced", WHOLE).await;
+        company.add_overlay(WHOLE, SLICES).await.unwrap();
+        let instance = sharers_are_warned_of(&company, WHOLE).await;
+        all_go_on(&company).await;
         assert_eq!(launched_after(&turn, &instance), 1, "nodes bought for four sharers");
         assert_eq!(story::asked_for(&turn, &instance).len(), 1, "and it is ours");
-        company.kill_controller(0).await;
         company.end().await;
     });
 }
 
-async fn sliced(turn: &Turn, name: &str) -> Company {
+/// The same with slices under a name of their own: a claim that asks for it is initialized.
+#[test]
+fn sharers_of_a_renamed_resource_get_one_node() {
+    on_stage(async |turn: Turn| {
+        let company = sliced(&turn, "renamed", RENAMED).await;
+        company.add_overlay(RENAMED, SLICES).await.unwrap();
+        let instance = sharers_are_warned_of(&company, RENAMED).await;
+        all_go_on(&company).await;
+        assert_eq!(launched_after(&turn, &instance), 1, "nodes bought for four sharers");
+        let claim = format!("{instance}-1");
+        let claim = company.objects.find(NODE_CLAIM, ("", &claim)).await.unwrap();
+        assert_eq!(condition(&claim, "Initialized"), "True", "{claim:#}");
+        company.end().await;
+    });
+}
+
+/// Without an overlay Karpenter knows nothing of slices. We ask for nothing, and say so; what
+/// Karpenter buys for the four pods by itself is counted.
+#[test]
+fn without_an_overlay_no_claim_is_ours() {
+    on_stage(async |turn: Turn| {
+        let company = sliced(&turn, "unstated", WHOLE).await;
+        let instance = sharers_are_warned_of(&company, WHOLE).await;
+        all_go_on(&company).await;
+        assert!(story::asked_for(&turn, &instance).is_empty(), "a claim of ours");
+        let bought = launched_after(&turn, &instance);
+        eprintln!("without an overlay Karpenter bought {bought} nodes for four sharers");
+        assert!(bought >= 1);
+        company.end().await;
+    });
+}
+
+/// Three nodes are taken at once from a pool whose limit leaves room for one more: it holds at every
+/// moment, and all three go on in the end.
+#[test]
+fn a_pools_limit_holds_when_all_its_nodes_are_taken() {
+    on_stage(async |turn: Turn| {
+        let mut company = turn.company(turn.settings("limited")).await;
+        company.start_controller(0).unwrap();
+        company.add_pool(&["g5.xlarge", "g6.xlarge"]).await.unwrap();
+        let limit = json!({ "spec": { "limits": { "nvidia.com/gpu": "4" } } });
+        company.objects.merge(NODE_POOL, ("", "limited"), limit).await.unwrap();
+        let jobs = ["limited-0", "limited-1", "limited-2"];
+        for job in jobs {
+            company.add_job(&format!("job {job} step 1s")).await.unwrap();
+        }
+        let mut instances = Vec::new();
+        for job in jobs {
+            let place = story::until_it_trains(&company, job).await;
+            instances.push(company.instance_of(&place.node));
+        }
+        for instance in &instances {
+            company.warn(instance);
+        }
+        for job in jobs {
+            story::until_it_resumes(&company, job).await;
+        }
+        let most = most_at_once(&turn, &instances);
+        assert!(most <= 4, "{most} GPUs at once");
+        company.end().await;
+    });
+}
+
+/// The most instances that there were at once, counted from the first of these on.
+fn most_at_once(turn: &Turn, first: &[String]) -> usize {
+    let asked = turn.plane().cloud().asked().unwrap();
+    let ours = asked.iter().skip_while(|one| !first.contains(&one.instance));
+    let (mut there, mut most) = (0_usize, 0);
+    for one in ours {
+        match one.what.as_str() {
+            "launch" => there += 1,
+            "terminate" => there = there.saturating_sub(1),
+            _ => (),
+        }
+        most = most.max(there);
+    }
+    most
+}
+
+async fn sliced(turn: &Turn, name: &str, resource: &str) -> Company {
     let mut settings = turn.settings(name);
     settings.slices = SLICES;
     let mut company = turn.company(settings).await;
-    let slices = BTreeMap::from([("nvidia.com/gpu".to_owned(), SLICES.to_string())]);
+    let mut slices = BTreeMap::from([(WHOLE.to_owned(), "0".to_owned())]);
+    slices.insert(resource.to_owned(), SLICES.to_string());
     let types = ["g5.xlarge", "g6.xlarge"];
     let reports = types.iter().map(|one| ((*one).to_owned(), slices.clone())).collect();
     turn.plane().cloud().behave(&Behavior { reports, ..Behavior::default() }).unwrap();
@@ -121,12 +204,12 @@ async fn sliced(turn: &Turn, name: &str) -> Company {
 }
 
 /// Four sharers train on one node, whose instance is warned of; names it.
-async fn sharers_are_warned_of(company: &Company) -> String {
-    for number in 0..SLICES {
-        company.add_job(&format!("job share-{number} step 1s")).await.unwrap();
-    }
+async fn sharers_are_warned_of(company: &Company, resource: &str) -> String {
     let mut nodes = Vec::new();
     for number in 0..SLICES {
+        // One after the other: the first has a node bought, and the others find room there.
+        let line = format!("job share-{number} step 1s gpu {resource}");
+        company.add_job(&line).await.unwrap();
         nodes.push(story::until_it_trains(company, &format!("share-{number}")).await.node);
     }
     nodes.dedup();
@@ -134,6 +217,12 @@ async fn sharers_are_warned_of(company: &Company) -> String {
     let instance = company.instance_of(node);
     company.warn(&instance);
     instance
+}
+
+async fn all_go_on(company: &Company) {
+    for number in 0..SLICES {
+        story::until_it_resumes(company, &format!("share-{number}")).await;
+    }
 }
 
 /// How many instances were bought after this one.

@@ -1,4 +1,5 @@
-//! The control plane with Karpenter that the tests of our programs share, one test at a time.
+//! The control planes with Karpenter that the tests of our programs share: two, so that two tests
+//! play at a time, each alone on its own.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -73,10 +74,9 @@ async fn wait<T>(what: String, mut look: impl AsyncFnMut() -> Option<T>) -> T {
 
 impl Turn {
     async fn begin(binaries: &Path, programs: PathBuf) -> Self {
-        static PLANE: Mutex<Option<ControlPlane>> = Mutex::const_new(None);
-        let mut plane = PLANE.lock().await;
+        let (number, mut plane) = free_plane().await;
         if plane.is_none() {
-            *plane = Some(raise(binaries).await);
+            *plane = Some(raise(binaries, number).await);
         }
         let turn = Self {
             plane,
@@ -160,9 +160,22 @@ impl Drop for Turn {
     }
 }
 
-/// Starts the control plane of this binary; it ends with the process.
-async fn raise(binaries: &Path) -> ControlPlane {
-    let state = state_folder();
+/// Waits until no other test plays on one of the planes.
+async fn free_plane() -> (usize, MutexGuard<'static, Option<ControlPlane>>) {
+    static PLANES: [Mutex<Option<ControlPlane>>; 2] = [const { Mutex::const_new(None) }; 2];
+    loop {
+        let free = PLANES.iter().enumerate();
+        let mut free = free.filter_map(|(number, plane)| Some((number, plane.try_lock().ok()?)));
+        if let Some(found) = free.next() {
+            return found;
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// Starts a control plane of this binary; it ends with the process.
+async fn raise(binaries: &Path, number: usize) -> ControlPlane {
+    let state = state_folder(number);
     std::fs::create_dir_all(&state).unwrap();
     let types = state.join("instance-types.json");
     std::fs::write(&types, instance_types().to_string()).unwrap();
@@ -173,18 +186,19 @@ async fn raise(binaries: &Path) -> ControlPlane {
     ControlPlane::start(settings).await.unwrap()
 }
 
-/// A folder for this process; those of processes that are gone go with it.
-fn state_folder() -> PathBuf {
+/// A folder for a plane of this process; those of processes that are gone go with it.
+fn state_folder(number: usize) -> PathBuf {
     const PREFIX: &str = "lifeboat-cluster-test-";
     let all = std::env::temp_dir();
     for entry in std::fs::read_dir(&all).unwrap().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
-        let owner = name.strip_prefix(PREFIX).map(|pid| Path::new("/proc").join(pid));
+        let owner = name.strip_prefix(PREFIX).and_then(|rest| rest.split_once('-'));
+        let owner = owner.map(|(pid, _)| Path::new("/proc").join(pid));
         if owner.is_some_and(|owner| !owner.exists()) {
             std::fs::remove_dir_all(entry.path()).ok();
         }
     }
-    all.join(format!("{PREFIX}{}", std::process::id()))
+    all.join(format!("{PREFIX}{}-{number}", std::process::id()))
 }
 
 /// Two families with a GPU, one with four, and one without, in two zones of the simulated region.

@@ -24,9 +24,11 @@ use serde_json::json;
 use crate::company::objects::Objects;
 use crate::company::objects::POD as PODS;
 use crate::company::objects::plain;
+use crate::control_plane::stages;
 use crate::world::State;
 use crate::world::World;
 use crate::world::cluster::Target;
+use crate::world::cluster::object::annotation;
 use crate::world::cluster::object::items;
 use crate::world::cluster::object::remove;
 use crate::world::cluster::object::text;
@@ -117,7 +119,8 @@ impl Pods {
 
     fn appeared(&self, mut pod: Value) {
         let id = uid(&pod).to_owned();
-        if text(&pod, "/spec/nodeName").is_empty() || self.book().over.contains(&id) {
+        let here = !annotation(&pod, stages::RUN_OUTSIDE).is_empty();
+        if !here || text(&pod, "/spec/nodeName").is_empty() || self.book().over.contains(&id) {
             return;
         }
         // What others' finalizers keep is gone for a kubelet.
