@@ -8,9 +8,9 @@
 )]
 
 mod beside;
+mod contract;
 mod ends;
 mod faults;
-mod contract;
 mod flow;
 mod hearing;
 mod jobs;
