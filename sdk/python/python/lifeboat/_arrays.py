@@ -1,4 +1,4 @@
-"""Arrays, tensors and buffers as bytes: without a copy where they lie in one piece in host memory."""
+"""Arrays, tensors and buffers as bytes: without a copy where they lie in one piece."""
 
 import math
 import sys

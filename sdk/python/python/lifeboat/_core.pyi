@@ -62,7 +62,7 @@ class Notice:
 
     @property
     def cause(self) -> str:
-        """`interruption`, `rebalance`, `maintenance`, `ending`, `asked`, `background` or `unknown`."""
+        """As `interruption`, `rebalance`, `maintenance`, `ending`, `asked` or `background`."""
 
     @property
     def text(self) -> str:

@@ -1,7 +1,8 @@
 """Objects as state: their tensors as regions, and the rest as a typed tree.
 
 What the tree has no type for is written as a map of one key: `lifeboat.tuple`, `lifeboat.tensor`,
-`lifeboat.buffer`, `lifeboat.scalar`, `lifeboat.object`, `lifeboat.pickle`. A region alone is an array.
+`lifeboat.buffer`, `lifeboat.scalar`, `lifeboat.object`, `lifeboat.pickle`. A region alone is an
+array.
 """
 
 import pickle
@@ -121,8 +122,8 @@ class Part:
             return
         kind = type(obj).__name__
         raise UnsupportedStateError(
-            f"`{name}` is a {kind}, which cannot be filled in place: register a dict that holds it, "
-            "or an object with state_dict and load_state_dict",
+            f"`{name}` is a {kind}, which cannot be filled in place: register a dict that "
+            "holds it, or an object with state_dict and load_state_dict",
             name,
         )
 
@@ -233,6 +234,8 @@ class _Fitting:
         dtype, shape = self._saved[within]
         own = None if live is _ABSENT else _arrays.leaf(live, path)
         if own is not None and (own.dtype, own.shape) != (dtype, shape):
+            if isinstance(live, bytearray) and dtype == "u8" and len(shape) == 1:
+                return self._resized(within, live, path)
             if strict:
                 here, there = f"{own.dtype} {list(own.shape)}", f"{dtype} {list(shape)}"
                 raise OtherShapeError(f"`{path}` is {here} here and {there} in the checkpoint")
@@ -248,6 +251,21 @@ class _Fitting:
         if place[1] is not None:
             self._staged.append(place[1])
         return own
+
+    def _resized(self, within: str, live: bytearray, path: str) -> Leaf:
+        """A bytearray may have had another length."""
+        dtype, shape = self._saved[within]
+        staged = _arrays.new("buffer", dtype, shape, path)
+        place = staged.place()
+        self._places[within] = place[0] if place is not None else None
+
+        def put() -> None:
+            live[:] = staged.value
+            staged.value = live
+
+        self._staged.append(put)
+        self._leaves[within] = staged
+        return staged
 
     def build(self, tree: Any, live: Any, where: tuple[str, _Manner]) -> Build:
         """Finds places for what the tree names; what is returned makes the value of it."""
@@ -417,7 +435,7 @@ def _scalar(inner: Any, path: str) -> Build:
 
 
 def _not_missing(value: object, path: str) -> None:
-    """What the checkpoint lacks may go, unless it is a tensor or holds one: that would stay as it was."""
+    """What the checkpoint lacks may go, unless it holds a tensor: that would stay as it was."""
     if _arrays.leaf(value, path) is not None or _has_state(value):
         raise MissingError(f"checkpoint has no `{path}`")
     if isinstance(value, dict):
