@@ -179,7 +179,8 @@ pub fn job_objects(line: &Line) -> Result<(Value, Option<Value>), ScriptError> {
             "kind": "PodDisruptionBudget",
             "metadata": meta,
             "spec": {
-                "maxUnavailable": most,
+                // Of a Job's pods the real controller knows no portion: it has no scale.
+                "minAvailable": 1_u64.saturating_sub(most),
                 "selector": { "matchLabels": { JOB_LABEL: name } },
             },
         })

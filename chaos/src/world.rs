@@ -28,6 +28,7 @@ pub mod instances;
 pub mod jobs;
 pub mod karpenter;
 pub mod kubelet;
+pub mod lifecycle;
 pub mod machines;
 pub mod offerings;
 pub mod queue;

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use futures::future::BoxFuture;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::Api;
 use kube::api::PostParams;
@@ -10,9 +11,12 @@ use lifeboat_chaos::control_plane::ControlPlane;
 use lifeboat_chaos::control_plane::Part;
 use lifeboat_chaos::control_plane::Settings;
 use serde_json::json;
+use tokio::sync::Mutex;
 
 use crate::plane::binaries;
 use crate::rules::CHAPTERS;
+use crate::rules::CONTROLLERS;
+use crate::rules::Chapter;
 use crate::rules::Levers;
 use crate::rules::Told;
 use crate::rules::differences;
@@ -25,16 +29,22 @@ async fn the_real_server_keeps_every_rule_as_recorded() {
     let Some(binaries) = binaries() else { return };
     let folder = tempfile::tempdir().unwrap();
     let plane = quiet(&binaries, folder.path()).await;
-    let plane = Arc::new(plane);
+    let plane = Arc::new(Mutex::new(plane));
     let mut wrong = String::new();
     for chapter in CHAPTERS {
-        let told = chapter.ask(async || real(&plane)).await;
-        if std::env::var_os(UPDATE).is_some() {
-            std::fs::write(chapter.path(), written(&told)).unwrap();
-        }
-        wrong += &differences(&chapter.recorded(), &told);
+        wrong += &asked(chapter, &plane).await;
     }
+    plane.lock().await.launch(Part::ControllerManager).await.unwrap();
+    wrong += &asked(&CONTROLLERS, &plane).await;
     assert!(wrong.is_empty(), "the real server says otherwise (+) than recorded (-)\n{wrong}");
+}
+
+async fn asked(chapter: &Chapter, plane: &Arc<Mutex<ControlPlane>>) -> String {
+    let told = chapter.ask(async || real(plane).await).await;
+    if std::env::var_os(UPDATE).is_some() {
+        std::fs::write(chapter.path(), written(&told)).unwrap();
+    }
+    differences(&chapter.recorded(), &told)
 }
 
 fn written(told: &Told) -> String {
@@ -66,13 +76,18 @@ async fn define(plane: &ControlPlane, folder: &Path) {
     }
 }
 
-fn real(plane: &Arc<ControlPlane>) -> Levers {
-    let shared = Arc::clone(plane);
-    let forget = move || -> futures::future::BoxFuture<'static, ()> {
-        let plane = Arc::clone(&shared);
-        Box::pin(async move { compact(&plane).await })
+async fn real(plane: &Arc<Mutex<ControlPlane>>) -> Levers {
+    let (old, new) = (Arc::clone(plane), Arc::clone(plane));
+    let forget = move || -> BoxFuture<'static, ()> {
+        let plane = Arc::clone(&old);
+        Box::pin(async move { compact(&*plane.lock().await).await })
     };
-    Levers { client: plane.client(), forget: Box::new(forget) }
+    let restart = move || -> BoxFuture<'static, ()> {
+        let plane = Arc::clone(&new);
+        Box::pin(async move { plane.lock().await.restart(Part::ApiServer).await.unwrap() })
+    };
+    let client = plane.lock().await.client();
+    Levers { client, forget: Box::new(forget), restart: Box::new(restart) }
 }
 
 /// Makes etcd forget all but the newest version.

@@ -307,7 +307,7 @@ async fn a_job_is_complete_when_its_pod_succeeded() {
     });
     seconds(30).await;
     let status = fixture.job_status("train");
-    assert_eq!((&status["succeeded"], &status["active"]), (&json!(1), &json!(0)));
+    assert_eq!((&status["succeeded"], &status["active"]), (&json!(1), &Value::Null));
     assert_eq!(
         object::condition(&fixture.find(resource::JOB, "train").unwrap(), "Complete"),
         "True"
@@ -403,7 +403,7 @@ async fn a_budget_counts_healthy_pods() {
         resource::BUDGET,
         json!({
             "metadata": { "name": "x", "namespace": "default" },
-            "spec": { "maxUnavailable": 1, "selector": selector },
+            "spec": { "minAvailable": 1, "selector": selector },
         }),
     );
     seconds(5).await;

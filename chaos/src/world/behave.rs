@@ -14,6 +14,7 @@ use crate::world::ec2;
 use crate::world::jobs;
 use crate::world::karpenter;
 use crate::world::kubelet;
+use crate::world::lifecycle;
 use crate::world::runtime::Runtime;
 use crate::world::scheduler;
 
@@ -51,6 +52,7 @@ impl Behaviours {
         tasks.spawn(jobs::run(world.clone(), self.jobs));
         tasks.spawn(budgets::run(world.clone()));
         tasks.spawn(daemons::run(world.clone()));
+        tasks.spawn(lifecycle::run(world.clone()));
         tasks.spawn(kubelet::run(world.clone(), self.kubelet, self.runtime));
         if let Some(settings) = self.karpenter {
             tasks.spawn(karpenter::run(world.clone(), settings));

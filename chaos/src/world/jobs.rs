@@ -21,6 +21,7 @@ use crate::world::cluster::object::items;
 use crate::world::cluster::object::name;
 use crate::world::cluster::object::namespace;
 use crate::world::cluster::object::number;
+use crate::world::cluster::object::remove;
 use crate::world::cluster::object::second;
 use crate::world::cluster::object::set;
 use crate::world::cluster::object::set_condition;
@@ -52,6 +53,7 @@ pub async fn run(world: World, settings: Settings) {
     let again = tokio::sync::Notify::new();
     let following = follow(&world, &[JOB, POD], |state| {
         let jobs: Vec<Arc<Value>> = state.cluster.list(JOB).cloned().collect();
+        let_go(&mut state.cluster, &jobs);
         let mut waits = false;
         for job in jobs.iter().filter(|job| !is_deleting(job)) {
             waits |= sync(&mut state.cluster, job, settings) == Pause::Waits;
@@ -82,6 +84,7 @@ async fn wait_out(world: &World, settings: Settings, again: &tokio::sync::Notify
         tokio::time::sleep(TICK).await;
         world.update(|state| {
             let jobs: Vec<Arc<Value>> = state.cluster.list(JOB).cloned().collect();
+            let_go(&mut state.cluster, &jobs);
             for job in jobs.iter().filter(|job| !is_deleting(job)) {
                 if sync(&mut state.cluster, job, settings) == Pause::Waits {
                     again.notify_one();
@@ -89,6 +92,32 @@ async fn wait_out(world: &World, settings: Settings, again: &tokio::sync::Notify
             }
         });
     }
+}
+
+/// Nobody counts the pods of a Job that is gone.
+fn let_go(cluster: &mut Cluster, jobs: &[Arc<Value>]) {
+    let caller = Caller::named("job-controller");
+    let has_job = |pod: &Value| {
+        let mut owners = items(pod, "/metadata/ownerReferences").iter();
+        owners.any(|owner| jobs.iter().any(|job| uid(job) == text(owner, "/uid")))
+    };
+    let left: Vec<Target> = cluster
+        .list(POD)
+        .filter(|pod| is_deleting(pod) && is_tracked(pod) && !has_job(pod))
+        .map(|pod| Target::of(POD, pod))
+        .collect();
+    for target in left {
+        let freed = cluster.edit(&caller, (&target, Door::Back), |pod| {
+            let kept = items(pod, "/metadata/finalizers").iter().filter(|one| *one != TRACKED);
+            let kept = kept.cloned().collect();
+            set(pod, "/metadata/finalizers", Value::Array(kept));
+        });
+        freed.expect("a pod that was listed is there");
+    }
+}
+
+fn is_tracked(pod: &Value) -> bool {
+    items(pod, "/metadata/finalizers").iter().any(|one| one == TRACKED)
 }
 
 fn sync(cluster: &mut Cluster, job: &Value, settings: Settings) -> Pause {
@@ -107,8 +136,11 @@ fn sync(cluster: &mut Cluster, job: &Value, settings: Settings) -> Pause {
     let terminating = live.iter().filter(|pod| is_deleting(pod)).count();
     let active = live.len() - terminating;
     let ready = live.iter().filter(|pod| condition(pod, "Ready") == "True").count();
-    for (field, value) in [("active", active), ("terminating", terminating), ("ready", ready)] {
-        job["status"][field] = json!(value);
+    job["status"]["terminating"] = json!(terminating);
+    job["status"]["ready"] = json!(ready);
+    match active {
+        0 => remove(&mut job, "/status/active"),
+        active => job["status"]["active"] = json!(active),
     }
     if !finished {
         conclude(&mut job, cluster.now());
@@ -116,7 +148,7 @@ fn sync(cluster: &mut Cluster, job: &Value, settings: Settings) -> Pause {
     let done = has_finished(&job);
     let mut pause = Pause::Rests;
     if done {
-        remove(cluster, &caller, &live);
+        remove_pods(cluster, &caller, &live);
     } else if !is_true(&job, "/spec/suspend") {
         let waits = only_failed_are_replaced(&job);
         let taken = if waits { live.len() } else { active };
@@ -189,8 +221,11 @@ fn conclude(job: &mut Value, now: Timestamp) {
     let succeeded = number(job, "/status/succeeded").unwrap_or_default();
     let failed = number(job, "/status/failed").unwrap_or_default();
     if succeeded >= number(job, "/spec/completions").unwrap_or(1) {
-        set_condition(job, Condition::plain("SuccessCriteriaMet", "True"), now);
-        set_condition(job, Condition::plain("Complete", "True"), now);
+        for kind in ["SuccessCriteriaMet", "Complete"] {
+            let (reason, message) =
+                ("CompletionsReached", "Reached expected number of succeeded pods");
+            set_condition(job, Condition { kind, status: "True", reason, message }, now);
+        }
         set(job, "/status/completionTime", json!(second(now)));
     } else if failed > number(job, "/spec/backoffLimit").unwrap_or(6) {
         fail(job, "BackoffLimitExceeded", now);
@@ -203,7 +238,7 @@ fn fail(job: &mut Value, reason: &str, now: Timestamp) {
     }
 }
 
-fn remove(cluster: &mut Cluster, caller: &Caller, live: &[&Arc<Value>]) {
+fn remove_pods(cluster: &mut Cluster, caller: &Caller, live: &[&Arc<Value>]) {
     for pod in live.iter().filter(|pod| !is_deleting(pod)) {
         let options = DeleteOptions::of_uid(uid(pod));
         let deleted = cluster.delete(caller, &Target::of(POD, pod), &options);

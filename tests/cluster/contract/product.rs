@@ -683,7 +683,7 @@ async fn rows_of_one_node_follow_what_happens(witness: &mut Witness) {
 }
 
 /// Returns once something is so, or after ten seconds.
-async fn until(mut look: impl FnMut() -> bool) {
+pub(super) async fn until(mut look: impl FnMut() -> bool) {
     for _ in 0..1_000 {
         if look() {
             return;

@@ -11,6 +11,7 @@ use futures::future::BoxFuture;
 pub(crate) mod witness;
 
 mod applying;
+mod controllers;
 mod creation;
 mod definitions;
 mod deletion;
@@ -18,6 +19,7 @@ mod eviction;
 mod lists;
 mod patches;
 mod product;
+mod restarts;
 mod saying;
 mod updates;
 mod watches;
@@ -63,7 +65,11 @@ pub(crate) const CHAPTERS: &[Chapter] = &[
     Chapter { name: "eviction", rules: eviction::RULES },
     Chapter { name: "saying", rules: saying::RULES },
     Chapter { name: "product", rules: product::RULES },
+    Chapter { name: "restarts", rules: restarts::RULES },
 ];
+
+/// What is claimed of Kubernetes' controllers: asked with them, the rest without.
+pub(crate) const CONTROLLERS: Chapter = Chapter { name: "controllers", rules: controllers::RULES };
 
 impl Rule {
     const fn new(name: &'static str, ask: fn(&mut Witness) -> BoxFuture<'_, ()>) -> Self {

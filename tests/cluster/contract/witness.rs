@@ -22,6 +22,8 @@ pub(crate) struct Levers {
     pub(crate) client: kube::Client,
     /// Makes it forget old versions.
     pub(crate) forget: Lever,
+    /// Ends it and starts it again: all connections break.
+    pub(crate) restart: Lever,
 }
 
 /// Something done to a server from behind.
@@ -70,6 +72,24 @@ impl Witness {
 
     pub(crate) async fn forget(&self) {
         (self.levers.forget)().await;
+    }
+
+    pub(crate) async fn restart(&self) {
+        (self.levers.restart)().await;
+    }
+
+    /// Reads an object until it is as wanted, or for as long as anything is waited for.
+    pub(crate) async fn until(&self, path: &str, wanted: impl Fn(&Answer) -> bool) -> Answer {
+        const PAUSE: Duration = Duration::from_millis(50);
+        let tries = PATIENCE.as_millis() / PAUSE.as_millis();
+        for _ in 1..tries {
+            let answer = self.read(path).await;
+            if wanted(&answer) {
+                return answer;
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+        self.read(path).await
     }
 
     /// A name that no other rule has.

@@ -19,6 +19,7 @@ use crate::world::cluster::object::uid;
 use crate::world::cluster::refusal::Refusal;
 use crate::world::cluster::resource::POD;
 use crate::world::cluster::resource::RESOURCES;
+use crate::world::cluster::write::Door;
 
 /// How an object is to be deleted.
 #[derive(Clone, Debug, Default)]
@@ -152,20 +153,31 @@ impl Cluster {
         Some(new)
     }
 
-    /// The garbage collector: deletes what only this owner held.
+    /// The garbage collector: deletes what only this owner held, and tells what others hold, too,
+    /// that it is theirs alone.
     fn collect(&mut self, owner: &str) {
         let caller = Caller::named("generic-garbage-collector");
-        let mut orphans = Vec::new();
+        let is_owner = |known: &Value| text(known, "/uid") == owner;
+        let mut held = Vec::new();
         for resource in RESOURCES {
-            let left = self.list(*resource).filter(|object| {
-                let held_by = items(object, "/metadata/ownerReferences");
-                held_by.len() == 1 && held_by.iter().all(|known| text(known, "/uid") == owner)
-            });
-            orphans.extend(left.map(|object| Target::of(*resource, object)));
+            let is_held = |object: &&Arc<Value>| {
+                items(object, "/metadata/ownerReferences").iter().any(is_owner)
+            };
+            held.extend(self.list(*resource).filter(is_held).map(|object| {
+                let others = items(object, "/metadata/ownerReferences").iter();
+                let others: Vec<Value> = others.filter(|known| !is_owner(known)).cloned().collect();
+                (Target::of(*resource, object), others)
+            }));
         }
-        for orphan in orphans {
-            // An orphan that is gone already is what was wanted.
-            drop(self.delete(&caller, &orphan, &DeleteOptions::default()));
+        for (target, others) in held {
+            // What is gone already is what was wanted.
+            if others.is_empty() {
+                drop(self.delete(&caller, &target, &DeleteOptions::default()));
+            } else {
+                drop(self.edit(&caller, (&target, Door::Back), |object| {
+                    object["metadata"]["ownerReferences"] = Value::Array(others);
+                }));
+            }
         }
     }
 }
