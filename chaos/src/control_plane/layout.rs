@@ -151,7 +151,7 @@ impl Ports {
     fn free() -> std::io::Result<Self> {
         let mut held = Vec::new();
         let mut next = || {
-            let listener = TcpListener::bind(("127.0.0.1", 0))?;
+            let listener = bind()?;
             let port = listener.local_addr()?.port();
             held.push(listener);
             std::io::Result::Ok(port)
@@ -167,6 +167,16 @@ impl Ports {
             karpenter_health: next()?,
         })
     }
+}
+
+/// Binds a free port below those that the kernel gives to connections: one of these would be taken
+/// by any client before its program has started.
+fn bind() -> std::io::Result<TcpListener> {
+    const BELOW_CONNECTIONS: std::ops::Range<u16> = 15_000..32_000;
+    const TRIES: usize = 100;
+    let free = (0..TRIES)
+        .find_map(|_| TcpListener::bind(("127.0.0.1", fastrand::u16(BELOW_CONNECTIONS))).ok());
+    free.ok_or_else(|| std::io::ErrorKind::AddrInUse.into())
 }
 
 /// Writes a file whole.
