@@ -17,6 +17,15 @@ use crate::theater::Turn;
 use crate::theater::eventually;
 use crate::theater::on_stage;
 
+/// How long both replicas live each time: less than one needs to lead, and more.
+const LIVES: [Duration; 6] = [
+    Duration::from_millis(300),
+    Duration::from_millis(700),
+    Duration::from_millis(1_500),
+    Duration::from_millis(2_500),
+    Duration::from_millis(4_000),
+    Duration::from_millis(5_500),
+];
 /// Our mark beside a hold: the instance that it is for.
 const HELD: &str = "lifeboat.dev/held";
 
@@ -28,7 +37,7 @@ fn the_other_replica_finishes_what_a_killed_leader_began() {
         let mut company = turn.company(turn.settings("leader")).await;
         company.start_controller(0).unwrap();
         company.start_controller(1).unwrap();
-        let places = three_train(&company).await;
+        let places = three_train(&company, "hold always").await;
         for place in &places {
             company.warn(&company.instance_of(&place.node));
         }
@@ -48,7 +57,7 @@ fn an_api_server_that_comes_back_finds_everything_going_on() {
         let mut company = turn.company(turn.settings("reborn")).await;
         company.start_controller(0).unwrap();
         company.start_controller(1).unwrap();
-        let places = three_train(&company).await;
+        let places = three_train(&company, "hold always").await;
         for place in &places {
             company.warn(&company.instance_of(&place.node));
         }
@@ -100,11 +109,72 @@ fn no_hold_is_left_behind_by_a_killed_lifeboat() {
     });
 }
 
+/// The leader is dead and its Lease still holds: the other replica fences all the same, and takes
+/// the Lease over when its time is up.
+#[test]
+fn a_fence_does_not_wait_for_the_lease() {
+    on_stage(async |turn: Turn| {
+        let mut company = turn.company(turn.settings("lease")).await;
+        company.start_controller(0).unwrap();
+        company.start_controller(1).unwrap();
+        company.add_pool(&["g5.xlarge", "g6.xlarge"]).await.unwrap();
+        company.add_job("job train-l grace 60s").await.unwrap();
+        let old = story::until_it_trains(&company, "train-l").await;
+        let dead = leader(&company).await;
+        company.kill_controller(dead).await;
+        company.warn(&company.instance_of(&old.node));
+        story::until_it_resumes(&company, "train-l").await;
+        let other = turn.asked_by(&format!(":controller-{}", 1 - dead));
+        let fenced = other.iter().find(|one| one.resource == "nodes" && one.verb == "patch");
+        let led = other.iter().find(|one| one.resource == "leases" && one.verb == "update");
+        let (fenced, led) = (fenced.expect("fenced").received, led.expect("led").received);
+        assert!(fenced < led, "fenced at {fenced}, and leader only since {led}");
+        company.end().await;
+    });
+}
+
+/// Both replicas die again and again, at whatever moment it is, from the notice on. Where nobody
+/// lives to hold a pod Karpenter may end it first: it is saved all the same, and no hold is left.
+#[test]
+fn a_lifeboat_that_dies_again_and_again_finishes_once() {
+    on_stage(async |turn: Turn| {
+        let settings = turn.settings("again").with("lease.duration", "3s");
+        let mut company = turn.company(settings.with("lease.renew", "1s")).await;
+        company.start_controller(0).unwrap();
+        company.start_controller(1).unwrap();
+        let places = three_train(&company, "hold on-signal").await;
+        for place in &places {
+            company.warn(&company.instance_of(&place.node));
+        }
+        for life in LIVES {
+            company.kill_controller(0).await;
+            company.kill_controller(1).await;
+            company.start_controller(0).unwrap();
+            company.start_controller(1).unwrap();
+            tokio::time::sleep(life).await;
+        }
+        for (number, old) in places.iter().enumerate() {
+            let (_, step) = story::until_it_resumes(&company, &format!("train-{number}")).await;
+            let events = company.events();
+            let (saved_at, saved) = story::saved(&events, &old.pod).unwrap();
+            let (exited_at, _) = story::exited(&events, &old.pod).unwrap();
+            assert!(step == saved && saved_at <= exited_at, "train-{number} ended unsaved");
+            let ours = story::ended_by(&turn, &old.pod).into_iter();
+            let ours = ours.filter(|end| end.user.contains(":again:"));
+            assert!(ours.count() <= 1, "train-{number} was ended twice");
+        }
+        let pods = company.objects.list(POD, &company.selector()).await;
+        assert!(pods.iter().all(|pod| annotation(pod, HELD).is_empty()), "a hold is left");
+        company.end().await;
+    });
+}
+
 /// Three jobs, each on a node of its own, whose next safe point is some seconds away.
-async fn three_train(company: &Company) -> Vec<Place> {
+async fn three_train(company: &Company, options: &str) -> Vec<Place> {
     company.add_pool(&["g5.xlarge", "g6.xlarge"]).await.unwrap();
     for number in 0..3 {
-        company.add_job(&format!("job train-{number} grace 120s step 6s")).await.unwrap();
+        let line = format!("job train-{number} grace 120s step 6s {options}");
+        company.add_job(&line).await.unwrap();
     }
     let mut places = Vec::new();
     for number in 0..3 {

@@ -31,6 +31,8 @@ const SLICES: u32 = 4;
 const WHOLE: &str = "nvidia.com/gpu";
 /// What it calls a slice where it is told to rename.
 const RENAMED: &str = "nvidia.com/gpu.shared";
+/// What it calls a MIG device in the mixed strategy.
+const MIG: &str = "nvidia.com/mig-1g.5gb";
 
 /// Karpenter deletes a claim for which there is no capacity: the next choice is made, and used.
 #[test]
@@ -122,6 +124,20 @@ fn sharers_of_a_renamed_resource_get_one_node() {
         let claim = format!("{instance}-1");
         let claim = company.objects.find(NODE_CLAIM, ("", &claim)).await.unwrap();
         assert_eq!(condition(&claim, "Initialized"), "True", "{claim:#}");
+        company.end().await;
+    });
+}
+
+/// And with MIG devices by their own names.
+#[test]
+fn holders_of_mig_devices_get_one_node() {
+    on_stage(async |turn: Turn| {
+        let company = sliced(&turn, "mixed", MIG).await;
+        company.add_overlay(MIG, SLICES).await.unwrap();
+        let instance = sharers_are_warned_of(&company, MIG).await;
+        all_go_on(&company).await;
+        assert_eq!(launched_after(&turn, &instance), 1, "nodes bought for four holders");
+        assert_eq!(story::asked_for(&turn, &instance).len(), 1, "and it is ours");
         company.end().await;
     });
 }

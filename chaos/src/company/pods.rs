@@ -129,10 +129,13 @@ impl Pods {
         let remote = of_kubelet(&pod);
         self.world.update(|state| {
             let known = state.cluster.get(&target).filter(|known| uid(known) == id).cloned();
-            if let Some(known) = &known {
-                keep_own(&mut pod, known);
-            }
             let mut book = self.book();
+            match &known {
+                Some(known) => keep_own(&mut pod, known),
+                // Its kubelet has let go of it, and that is about to be told.
+                None if book.here.contains_key(&id) => return,
+                None => (),
+            }
             book.here.insert(id.clone(), target.clone());
             book.told.entry(id.clone()).or_insert(remote);
             drop(book);
