@@ -91,6 +91,7 @@ pub async fn run(parts: Parts, shutdown: Shutdown) {
     let mut watches = caches::follow(&deps);
     let mut services = JoinSet::new();
     services.spawn(first_aid::follow(deps.clone()));
+    services.spawn(first_aid::keep_warm(deps.clone()));
     services.spawn(lead::run(deps.clone(), shutdown.clone()));
     let mut intake = JoinSet::new();
     intake.spawn(intake::run(deps.clone(), shutdown.clone()));

@@ -127,7 +127,7 @@ pub async fn agent(
         nvml_library: config.agent.nvml_library,
         grace: config.agent.grace,
         policy,
-        cluster: Cluster::first_aid(clients.kube, &Slots::new(AGENT_SLOTS, 0)),
+        cluster: Cluster::routine(clients.kube, &Slots::new(AGENT_SLOTS, 0)),
         imds: clients.imds,
         imds_endpoint: config.agent.imds_endpoint,
         means: Means {

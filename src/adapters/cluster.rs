@@ -4,7 +4,6 @@
 //! stands in the source. kube's typed calls are not used for writes: `Api::evict` of 5.0.0 loses
 //! the grace period, and a body that can be read here can be checked in a test.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use http::Method;
@@ -12,10 +11,9 @@ use http::Request;
 use http::header::CONTENT_TYPE;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use tokio::sync::Semaphore;
-use tokio::sync::SemaphorePermit;
 use tower::BoxError;
 
+use crate::adapters::cluster::slots::Urgency;
 use crate::error::Class;
 use crate::error::Classify;
 
@@ -32,7 +30,10 @@ pub mod overlays;
 pub mod pods;
 pub mod pools;
 pub mod rows;
+pub mod slots;
 pub mod volumes;
+
+pub use slots::Slots;
 
 /// Longest that one request may take, whatever is left.
 pub const REQUEST_MAX: Duration = Duration::from_secs(2);
@@ -49,14 +50,8 @@ pub const MANAGER: &str = "lifeboat-controller";
 #[derive(Clone)]
 pub struct Cluster {
     client: kube::Client,
-    lanes: Vec<Arc<Semaphore>>,
-}
-
-/// Slots for requests in flight, some of them kept for first aid.
-#[derive(Clone)]
-pub struct Slots {
-    all: Arc<Semaphore>,
-    routine: Arc<Semaphore>,
+    slots: Slots,
+    urgency: Urgency,
 }
 
 /// What a write sends.
@@ -145,25 +140,21 @@ pub enum ClusterError {
     },
 }
 
-impl Slots {
-    /// `all` requests at a time, of which `kept` serve first aid alone.
-    pub fn new(all: usize, kept: usize) -> Self {
-        Self {
-            all: Arc::new(Semaphore::new(all)),
-            routine: Arc::new(Semaphore::new(all.saturating_sub(kept))),
-        }
-    }
-}
-
 impl Cluster {
-    /// A handle that takes any of the slots.
+    /// A handle that takes any of the slots, before routine does.
     pub fn first_aid(client: kube::Client, slots: &Slots) -> Self {
-        Self { client, lanes: vec![slots.all.clone()] }
+        Self { client, slots: slots.clone(), urgency: Urgency::FirstAid }
     }
 
     /// A handle that leaves first aid its own slots.
     pub fn routine(client: kube::Client, slots: &Slots) -> Self {
-        Self { client, lanes: vec![slots.routine.clone(), slots.all.clone()] }
+        Self { client, slots: slots.clone(), urgency: Urgency::Routine }
+    }
+
+    /// The same, for fences: they go before everything else.
+    #[must_use]
+    pub fn for_fences(&self) -> Self {
+        Self { urgency: Urgency::Fence, ..self.clone() }
     }
 
     /// A client for watches: they take no slot, and their answer must begin within [`HEAD_MAX`].
@@ -192,6 +183,12 @@ impl Cluster {
             Err(ClusterError::NotFound { .. }) => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    /// Asks for the server's version, which everybody may: all that counts is that it answers.
+    pub async fn ask_version(&self) -> Result<(), ClusterError> {
+        let path = "/version";
+        self.send(path, request(Method::GET, path, None), REQUEST_MAX).await.map(drop)
     }
 
     /// Sends one write, and gives back the object that the server answered with.
@@ -230,26 +227,27 @@ impl Cluster {
         request: Request<Vec<u8>>,
         bound: Duration,
     ) -> Result<String, ClusterError> {
-        let path = path.to_owned();
         let bound = bound.min(REQUEST_MAX);
-        let answer = tokio::time::timeout(bound, async {
-            let _slots = self.slots().await;
-            self.client.request_text(request).await
-        });
-        match answer.await {
+        let answer = match self.urgency {
+            // In a storm these wait for one another: giving up would only begin the wait anew.
+            Urgency::Fence | Urgency::FirstAid => {
+                let _slot = self.slots.take(self.urgency).await;
+                tokio::time::timeout(bound, self.client.request_text(request)).await
+            }
+            Urgency::Routine => {
+                let in_turn = async {
+                    let _slot = self.slots.take(self.urgency).await;
+                    self.client.request_text(request).await
+                };
+                tokio::time::timeout(bound, in_turn).await
+            }
+        };
+        let path = path.to_owned();
+        match answer {
             Ok(Ok(text)) => Ok(text),
             Ok(Err(error)) => Err(ClusterError::from_client(path, error)),
             Err(_) => Err(ClusterError::Late { path, bound }),
         }
-    }
-
-    /// The routine lane comes first, so that nobody who waits for it sits on a slot of first aid.
-    async fn slots(&self) -> Vec<SemaphorePermit<'_>> {
-        let mut held = Vec::with_capacity(self.lanes.len());
-        for lane in &self.lanes {
-            held.push(lane.acquire().await.expect("no one closes the slots"));
-        }
-        held
     }
 }
 

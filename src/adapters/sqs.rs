@@ -5,15 +5,16 @@ use std::time::Duration;
 use aws_sdk_sqs::Client;
 use aws_sdk_sqs::error::ProvideErrorMetadata;
 use aws_sdk_sqs::error::SdkError;
+use aws_sdk_sqs::types::DeleteMessageBatchRequestEntry;
 use aws_sdk_sqs::types::MessageSystemAttributeName;
 
 use crate::error::Class;
 use crate::error::Classify;
 
-/// Most messages of one receive.
+/// Most messages of one receive, and most entries of one batch.
 ///
-/// Source: Amazon SQS API Reference, `ReceiveMessage`, `MaxNumberOfMessages`.
-const BATCH: i32 = 10;
+/// Source: Amazon SQS API Reference, `ReceiveMessage`, `DeleteMessageBatch`.
+pub const BATCH: usize = 10;
 /// Longest that a delete or a change of visibility may take.
 const REQUEST_MAX: Duration = Duration::from_secs(5);
 /// How much longer than its wait a receive may take before it counts as lost.
@@ -90,7 +91,7 @@ impl Queue {
             .client
             .receive_message()
             .queue_url(&self.url)
-            .max_number_of_messages(BATCH)
+            .max_number_of_messages(i32::try_from(BATCH).unwrap_or(i32::MAX))
             .wait_time_seconds(seconds(wait))
             .visibility_timeout(seconds(visibility))
             .message_system_attribute_names(MessageSystemAttributeName::ApproximateReceiveCount);
@@ -98,12 +99,30 @@ impl Queue {
         Ok(answer.messages.unwrap_or_default().into_iter().filter_map(message).collect())
     }
 
-    /// Takes the message off the queue for good.
-    pub async fn delete(&self, message: &Message) -> Result<(), QueueError> {
-        let request =
-            self.client.delete_message().queue_url(&self.url).receipt_handle(&message.receipt);
-        self.bounded(REQUEST_MAX, request.send()).await?;
-        Ok(())
+    /// Takes up to [`BATCH`] messages off the queue for good. Each is answered for by itself: those
+    /// that were not deleted come back with the reason, by their place in `messages`.
+    pub async fn delete(
+        &self,
+        messages: &[Message],
+    ) -> Result<Vec<(usize, QueueError)>, QueueError> {
+        let entries = messages.iter().enumerate().map(|(place, message)| {
+            let entry = DeleteMessageBatchRequestEntry::builder()
+                .id(place.to_string())
+                .receipt_handle(&message.receipt);
+            entry.build().expect("id and receipt are set")
+        });
+        let request = self
+            .client
+            .delete_message_batch()
+            .queue_url(&self.url)
+            .set_entries(Some(entries.collect()));
+        let answer = self.bounded(REQUEST_MAX, request.send()).await?;
+        let refused = answer.failed.into_iter().filter_map(|entry| {
+            let why = entry.message.unwrap_or_default();
+            let error = self.named(&entry.code, format!("{}: {why}", entry.code).into());
+            Some((entry.id.parse().ok()?, error))
+        });
+        Ok(refused.collect())
     }
 
     /// Hides the message for `visibility` from now on; zero gives it back at once.
@@ -138,25 +157,29 @@ impl Queue {
         E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
     {
         let code = error.as_service_error().and_then(ProvideErrorMetadata::code);
+        let code = code.unwrap_or_default().to_owned();
+        self.named(&code, error.into())
+    }
+
+    /// Sorts an error by the name that SQS gives it.
+    fn named(&self, code: &str, source: BoxError) -> QueueError {
         let url = self.url.clone();
         // SQS names its errors in two ways, by protocol; the last part is the same in both.
-        match code.map(|code| code.rsplit(['.', '#']).next().unwrap_or(code)).unwrap_or_default() {
-            "NonExistentQueue" | "QueueDoesNotExist" => {
-                QueueError::NoQueue { url, source: error.into() }
-            }
+        match code.rsplit(['.', '#']).next().unwrap_or(code) {
+            "NonExistentQueue" | "QueueDoesNotExist" => QueueError::NoQueue { url, source },
             "AccessDenied"
             | "AccessDeniedException"
             | "InvalidClientTokenId"
             | "UnrecognizedClientException"
             | "InvalidSecurity"
-            | "SignatureDoesNotMatch" => QueueError::Forbidden { url, source: error.into() },
+            | "SignatureDoesNotMatch" => QueueError::Forbidden { url, source },
             "ReceiptHandleIsInvalid" | "MessageNotInflight" | "InvalidParameterValue" => {
-                QueueError::Stale(error.into())
+                QueueError::Stale(source)
             }
             "RequestThrottled" | "ThrottlingException" | "Throttling" | "OverLimit" => {
-                QueueError::SlowDown(error.into())
+                QueueError::SlowDown(source)
             }
-            _ => QueueError::Away(error.into()),
+            _ => QueueError::Away(source),
         }
     }
 }

@@ -179,7 +179,7 @@ async fn perform(hand: Hand<'_>, step: &Step, bound: Duration) -> Result<Outcome
     match &step.action {
         Action::Fence { kind, .. } => {
             let Some(node) = observe::node_of(deps, row) else { return Ok(Outcome::Gone) };
-            nodes::fence(cluster, &node, kind.label(), now).await.map(patched)
+            nodes::fence(&cluster.for_fences(), &node, kind.label(), now).await.map(patched)
         }
         Action::SoftTaint { expiry, .. } => {
             let Some(node) = observe::node_of(deps, row) else { return Ok(Outcome::Gone) };

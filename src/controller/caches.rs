@@ -1,6 +1,7 @@
 //! What the API server last showed, and who is woken when it shows something else.
 
 use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::PoisonError;
@@ -83,6 +84,15 @@ impl Caches {
         let departed = self.departed.lock().unwrap_or_else(PoisonError::into_inner);
         let lately = departed.values().filter(|one| elapsed(one.at, now).as_secs() < 3600);
         lately.cloned().collect()
+    }
+
+    /// The node that a pod is on, or was on when it went.
+    fn place(&self, uid: &str) -> Option<String> {
+        if let Some(pod) = self.pods.row(&uid.to_owned()) {
+            return pod.node;
+        }
+        let departed = self.departed.lock().unwrap_or_else(PoisonError::into_inner);
+        departed.get(uid)?.pod.node.clone()
     }
 
     fn remember(&self, pod: &PodRow, at: Timestamp) {
@@ -189,7 +199,11 @@ async fn follow_claims(deps: Arc<Deps>) {
 
 async fn follow_checkpoints(deps: Arc<Deps>) {
     let on_change = |change: Change<'_, CheckpointRow>| match change {
-        Change::Put(..) | Change::Gone(..) | Change::Synced => {
+        Change::Put(_, index) | Change::Gone(_, index) => {
+            index_changed(&deps, index);
+            deps.wakes.ends().ring();
+        }
+        Change::Synced => {
             deps.wakes.wake_all();
             deps.wakes.ends().ring();
         }
@@ -197,6 +211,18 @@ async fn follow_checkpoints(deps: Arc<Deps>) {
     };
     let api = checkpoints::api(&deps.cluster);
     deps.caches.checkpoints.follow(api, Selector::All, on_change).await;
+}
+
+/// Wakes the tasks of the nodes that the pods of an index are or were on. In a storm an index
+/// changes many times a second, and nobody else's task has anything to see in it.
+fn index_changed(deps: &Deps, index: &CheckpointRow) {
+    let pods: BTreeSet<&String> =
+        index.status.saves.keys().chain(index.status.ended.keys()).collect();
+    let nodes: BTreeSet<String> =
+        pods.into_iter().filter_map(|uid| deps.caches.place(uid)).collect();
+    for record in nodes.iter().flat_map(|node| deps.caches.interruptions.group(node)) {
+        deps.wakes.wake(&record.instance);
+    }
 }
 
 async fn follow_namespaces(deps: Arc<Deps>) {

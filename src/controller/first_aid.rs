@@ -3,9 +3,11 @@
 //! What is done is what the planner says on what the caches show; only the rest of the plan waits
 //! for the holder of the Lease.
 
+use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::Mutex;
+use std::sync::MutexGuard;
 use std::sync::PoisonError;
 use std::time::Duration;
 
@@ -15,6 +17,7 @@ use lifeboat_domain::cluster::plan::Action;
 use lifeboat_domain::cluster::plan::Step;
 use lifeboat_domain::ids::InstanceId;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use crate::adapters::cluster::interruptions::InterruptionRow;
 use crate::controller::Deps;
@@ -23,28 +26,84 @@ use crate::controller::act::Hand;
 use crate::controller::act::Outcome;
 use crate::controller::memory::Memory;
 use crate::controller::observe;
+use crate::error::Chain;
+use crate::error::Classify;
+use crate::metrics;
 
 /// How often first aid is tried by one replica; the holder of the Lease goes on after that.
 const TRIES: usize = 4;
 /// The pause between two tries.
 const PAUSE: Duration = Duration::from_millis(500);
 
+/// How long the watch may take to show what first aid did: nobody does it again meanwhile.
+const SHOWN: Duration = Duration::from_secs(1);
+/// Connections that are kept warm.
+const WARM: usize = 8;
+/// How often each is used: sooner than the client (90 s) or a load balancer in between gives it up.
+const WARM_EVERY: Duration = Duration::from_secs(20);
+/// How long a record may come after its first aid.
+const RECORDED_WITHIN: Duration = Duration::from_mins(10);
+/// How often what is over is forgotten.
+const FORGET_EVERY: Duration = Duration::from_mins(1);
+/// With more interruptions than this, changes are gathered before all are looked at again.
+const CROWD: usize = 64;
+/// How long they are gathered.
+const GATHER: Duration = Duration::from_millis(20);
+
 /// Which interruptions this replica has given first aid, so that the watch does not give it again.
 #[derive(Debug, Default)]
 pub struct Aided {
-    instances: Mutex<BTreeSet<InstanceId>>,
+    instances: Mutex<BTreeMap<InstanceId, Aid>>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Aid {
+    UnderWay,
+    Given(Instant),
 }
 
 impl Aided {
-    /// Notes it, and answers whether it is new.
+    /// Notes that it is under way, and answers whether it is new.
     pub fn note(&self, instance: &InstanceId) -> bool {
-        let mut instances = self.instances.lock().unwrap_or_else(PoisonError::into_inner);
-        instances.insert(instance.clone())
+        let mut instances = self.instances();
+        if instances.contains_key(instance) {
+            return false;
+        }
+        instances.insert(instance.clone(), Aid::UnderWay);
+        true
     }
 
+    /// Whether fence and hold are left to first aid, which is under way or not shown yet.
+    pub fn covers(&self, instance: &InstanceId) -> bool {
+        match self.instances().get(instance) {
+            Some(Aid::UnderWay) => true,
+            Some(Aid::Given(at)) => at.elapsed() < SHOWN,
+            None => false,
+        }
+    }
+
+    fn given(&self, instance: &InstanceId) {
+        self.instances().insert(instance.clone(), Aid::Given(Instant::now()));
+    }
+
+    fn count(&self) -> usize {
+        self.instances().len()
+    }
+
+    fn knows(&self, instance: &InstanceId) -> bool {
+        self.instances().contains_key(instance)
+    }
+
+    /// Forgets what is neither open nor given lately: the record may still be on its way.
     fn keep(&self, open: &BTreeSet<InstanceId>) {
-        let mut instances = self.instances.lock().unwrap_or_else(PoisonError::into_inner);
-        instances.retain(|instance| open.contains(instance));
+        self.instances().retain(|instance, aid| match aid {
+            Aid::UnderWay => true,
+            Aid::Given(at) => open.contains(instance) || at.elapsed() < RECORDED_WITHIN,
+        });
+    }
+
+    fn instances(&self) -> MutexGuard<'_, BTreeMap<InstanceId, Aid>> {
+        self.instances.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -53,43 +112,74 @@ impl Aided {
 pub async fn follow(deps: Arc<Deps>) {
     let mut records = deps.wakes.records().hear();
     let mut aids = JoinSet::new();
+    let mut forgot = Instant::now();
     loop {
         tokio::join!(deps.caches.nodes.synced(), deps.caches.pods.synced());
-        let open = deps.caches.interruptions.select(|row| {
-            let urgent = !row.is_closed() && row.signals.deadline().is_some();
-            urgent.then(|| row.clone())
+        let new = deps.caches.interruptions.select(|row| {
+            let new = is_urgent(row) && !deps.aided.knows(&row.instance);
+            new.then(|| row.clone())
         });
-        let instances = open.iter().map(|row| row.instance.clone()).collect();
-        deps.aided.keep(&instances);
-        for row in open {
+        for row in new {
             if deps.aided.note(&row.instance) {
                 let deps = deps.clone();
                 aids.spawn(async move { give(&deps, &row).await });
             }
         }
         while aids.try_join_next().is_some() {}
+        if forgot.elapsed() >= FORGET_EVERY {
+            let urgent = |row: &InterruptionRow| is_urgent(row).then(|| row.instance.clone());
+            deps.aided.keep(&deps.caches.interruptions.select(urgent).into_iter().collect());
+            forgot = Instant::now();
+        }
+        if deps.aided.count() > CROWD {
+            tokio::time::sleep(GATHER).await;
+        }
         records.rung().await;
     }
 }
 
-/// Fences and holds, as the planner says, trying a few times.
+/// Keeps connections open that the next fence finds warm: a new one costs a handshake, which in a
+/// storm the API server has to do beside everything else.
+pub async fn keep_warm(deps: Arc<Deps>) {
+    loop {
+        let asked = join_all((0..WARM).map(|_| deps.first_aid.ask_version()));
+        for error in asked.await.into_iter().filter_map(Result::err) {
+            metrics::error("cluster", error.label());
+            tracing::debug!(error = %Chain(&error), "connection of first aid not warm");
+        }
+        tokio::time::sleep(WARM_EVERY).await;
+    }
+}
+
+/// Fences and holds, as the planner says, trying a few times. Whoever calls has noted it as aided.
 pub async fn give(deps: &Deps, row: &InterruptionRow) {
     for attempt in 1..=TRIES {
         let mut memory = Memory::default();
         observe::remember(deps, &mut memory, row);
-        let facts = observe::facts(deps, &memory, row);
-        let plan = cluster::plan(&facts, &deps.settings.policy, deps.clock.now());
-        let steps: Vec<&Step> = plan.steps.iter().filter(|step| is_first_aid(step)).collect();
+        let steps = steps(deps, &memory, row);
         let hand = Hand { deps, cluster: &deps.first_aid, memory: &memory, row };
         let outcomes = join_all(steps.iter().map(|step| act::take(hand, step))).await;
-        let again = outcomes.contains(&Outcome::Failed) && attempt < TRIES;
-        if !again {
-            return;
+        if !outcomes.contains(&Outcome::Failed) || attempt == TRIES {
+            break;
         }
         tokio::time::sleep(PAUSE).await;
     }
+    deps.aided.given(&row.instance);
+    deps.wakes.wake(&row.instance);
 }
 
-fn is_first_aid(step: &Step) -> bool {
+/// Whether a step is one that first aid takes.
+pub fn is_first_aid(step: &Step) -> bool {
     matches!(step.action, Action::Fence { .. } | Action::Hold { .. })
+}
+
+/// Nothing but the steps outlives this: in a storm, thousands wait for their turn.
+fn steps(deps: &Deps, memory: &Memory, row: &InterruptionRow) -> Vec<Step> {
+    let facts = observe::facts(deps, memory, row);
+    let plan = cluster::plan(&facts, &deps.settings.policy, deps.clock.now());
+    plan.steps.into_iter().filter(is_first_aid).collect()
+}
+
+fn is_urgent(row: &InterruptionRow) -> bool {
+    !row.is_closed() && row.signals.deadline().is_some()
 }

@@ -22,18 +22,23 @@ use crate::adapters::eventbridge;
 use crate::adapters::eventbridge::Event;
 use crate::adapters::eventbridge::NotOurs;
 use crate::adapters::eventbridge::Reading;
+use crate::adapters::sqs::BATCH;
 use crate::adapters::sqs::Message;
 use crate::adapters::sqs::QueueError;
 use crate::controller::Deps;
 use crate::controller::first_aid;
+use crate::controller::intake::deletes::Deletes;
 use crate::error::Chain;
 use crate::error::Classify;
 use crate::metrics;
 use crate::retry;
 use crate::shutdown::Shutdown;
 
-/// Most messages in hand at a time: what a storm brings beyond it waits in the queue.
-const IN_HAND_MAX: usize = 512;
+mod deletes;
+
+/// Most messages in hand at a time: what a storm brings beyond it waits in the queue. Many, since
+/// every fence goes before every record, and only a record frees its hand.
+const IN_HAND_MAX: usize = 4096;
 /// An interruption warning about an instance that we do not know is kept for as many receives: by
 /// the last of them its visibility has run out twice.
 const RECEIVES_UNKNOWN: u32 = 3;
@@ -56,27 +61,39 @@ enum Fate {
 /// Takes messages until it is asked to end, and then finishes those in hand.
 pub async fn run(deps: Arc<Deps>, shutdown: Shutdown) {
     let hands = Arc::new(Semaphore::new(IN_HAND_MAX));
-    let mut pollers = JoinSet::new();
+    let (deletes, deleting) = Deletes::new(deps.clone());
+    let mut parts = JoinSet::new();
+    parts.spawn(deleting);
     for _ in 0..deps.settings.intake.pollers {
-        pollers.spawn(poll(deps.clone(), hands.clone(), shutdown.clone()));
+        let desk = Desk { hands: hands.clone(), deletes: deletes.clone() };
+        parts.spawn(poll(deps.clone(), desk, shutdown.clone()));
     }
-    while pollers.join_next().await.is_some() {}
+    // The last poller takes the way in to the deletes with it.
+    drop(deletes);
+    while parts.join_next().await.is_some() {}
 }
 
-async fn poll(deps: Arc<Deps>, hands: Arc<Semaphore>, shutdown: Shutdown) {
+/// What pollers share.
+#[derive(Clone)]
+struct Desk {
+    hands: Arc<Semaphore>,
+    deletes: Deletes,
+}
+
+async fn poll(deps: Arc<Deps>, desk: Desk, shutdown: Shutdown) {
     let mut in_hand = JoinSet::new();
     let mut pause = PAUSE;
     loop {
         let received = tokio::select! {
             biased;
             () = shutdown.requested() => break,
-            received = receive(&deps, &hands) => received,
+            received = receive(&deps, &desk.hands) => received,
         };
         match received {
             Ok(messages) => {
                 pause = PAUSE;
                 for (message, hand) in messages {
-                    in_hand.spawn(settle(deps.clone(), message, hand));
+                    in_hand.spawn(settle(deps.clone(), desk.deletes.clone(), message, hand));
                 }
             }
             Err(error) => {
@@ -100,7 +117,7 @@ async fn receive(
     hands: &Arc<Semaphore>,
 ) -> Result<Vec<(Message, OwnedSemaphorePermit)>, QueueError> {
     let mut free = Vec::new();
-    for _ in 0..10 {
+    for _ in 0..BATCH {
         free.push(hands.clone().acquire_owned().await.expect("no one closes the hands"));
     }
     let intake = &deps.settings.intake;
@@ -108,10 +125,10 @@ async fn receive(
     Ok(messages.into_iter().zip(free).collect())
 }
 
-async fn settle(deps: Arc<Deps>, message: Message, hand: OwnedSemaphorePermit) {
+async fn settle(deps: Arc<Deps>, deletes: Deletes, message: Message, hand: OwnedSemaphorePermit) {
     let outcome = match weigh(&deps, &message).await {
         Fate::Delete(outcome) => {
-            delete(&deps, &message).await;
+            deletes.delete(&message).await;
             outcome
         }
         Fate::Leave(outcome) => outcome,
@@ -232,16 +249,6 @@ async fn keep_in_hand(deps: &Deps, message: &Message) {
             complain(&error, "message not kept in hand");
             return;
         }
-    }
-}
-
-async fn delete(deps: &Deps, message: &Message) {
-    let by = Deadline::after(deps.clock.now(), deps.settings.intake.visibility);
-    let pauses = [PAUSE, PAUSE].into_iter();
-    let deleted = retry::until(by, pauses, &deps.clock, async || deps.queue.delete(message).await);
-    // What is not deleted comes again, and is then found recorded.
-    if let Err(error) = deleted.await {
-        complain(&error, "message not deleted");
     }
 }
 

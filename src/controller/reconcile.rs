@@ -23,6 +23,7 @@ use crate::controller::act;
 use crate::controller::act::Hand;
 use crate::controller::act::Outcome;
 use crate::controller::close;
+use crate::controller::first_aid;
 use crate::controller::memory::Memory;
 use crate::controller::observe;
 use crate::controller::record;
@@ -131,6 +132,10 @@ async fn act_on(
     let mut outcomes = Vec::new();
     let steps = plan.steps.iter().filter(|step| !matches!(step.action, Action::Close { .. }));
     for step in steps {
+        if first_aid::is_first_aid(step) && deps.aided.covers(&row.instance) {
+            outcomes.push(Outcome::Settling);
+            continue;
+        }
         let hand = Hand { deps, cluster: &deps.cluster, memory, row };
         let outcome = act::take(hand, step).await;
         act::note(deps, memory, step, outcome);

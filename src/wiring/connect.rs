@@ -30,9 +30,6 @@ const CONNECT: Duration = Duration::from_secs(3);
 /// Silence after which a watch is called dead: the API server sends a bookmark each minute.
 const WATCH: Duration = Duration::from_secs(90);
 
-/// How long one request of first aid may take.
-const FIRST_AID: Duration = Duration::from_secs(2);
-
 /// How long one request to the bucket may take: a chunk over a slow line, and no longer than the
 /// notice itself.
 const CHUNK: Duration = Duration::from_mins(1);
@@ -61,7 +58,8 @@ impl ControllerClients {
     pub async fn connect(config: &Config) -> Result<Self, ConnectError> {
         Ok(Self {
             kube: kubernetes(&config.kubernetes, WATCH).await?,
-            first_aid: kubernetes(&config.kubernetes, FIRST_AID).await?,
+            // Not less: it would close connections that are kept warm for the next storm.
+            first_aid: kubernetes(&config.kubernetes, WATCH).await?,
             sqs: queue(&config.queue, &config.region).await,
             store: bucket(&config.store)?,
         })
