@@ -13,6 +13,7 @@ mod ground;
 mod post;
 mod program;
 mod screen;
+mod simulated;
 pub mod storm;
 mod witness;
 
@@ -25,9 +26,12 @@ pub enum Bench {
 
 /// Runs a bench; answers whether all that must hold did hold.
 pub fn run(bench: &Bench) -> anyhow::Result<bool> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     match bench {
-        Bench::Storm(options) => runtime.block_on(storm::run(options)),
+        Bench::Storm(options) if options.simulated => simulated::run(options),
+        Bench::Storm(options) => {
+            let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+            runtime.block_on(storm::run(options))
+        }
     }
 }
 

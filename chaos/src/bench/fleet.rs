@@ -108,7 +108,8 @@ impl Fleet {
         Ok(())
     }
 
-    fn node_object(&self, number: usize) -> Value {
+    /// A node as it is made.
+    pub(super) fn node_object(&self, number: usize) -> Value {
         let name = self.node(number);
         let slices = self.pods.max(GPUS).to_string();
         let room = json!({
@@ -135,7 +136,8 @@ impl Fleet {
         })
     }
 
-    fn pod_object(&self, number: usize, name: &str) -> Value {
+    /// A pod as it is made.
+    pub(super) fn pod_object(&self, number: usize, name: &str) -> Value {
         json!({
             "apiVersion": "v1", "kind": "Pod",
             "metadata": {

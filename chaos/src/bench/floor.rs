@@ -28,7 +28,7 @@ pub(super) async fn measure(
 ) -> anyhow::Result<Vec<Floor>> {
     let mut floors = Vec::new();
     for at_a_time in TRIED {
-        floors.push(pass(client, (fleet, witness), at_a_time).await?);
+        floors.push(pass((client, &Clock::system()), (fleet, witness), at_a_time).await?);
         take_back(client, (fleet, witness)).await?;
     }
     Ok(floors)
@@ -40,24 +40,25 @@ pub(super) async fn one_by_one(
     fleet: &Fleet,
     witness: &Witness,
 ) -> anyhow::Result<Vec<Floor>> {
-    let floor = pass(client, (fleet, witness), 1).await?;
+    let floor = pass((client, &Clock::system()), (fleet, witness), 1).await?;
     take_back(client, (fleet, witness)).await?;
     Ok(vec![floor])
 }
 
-async fn pass(
-    client: &kube::Client,
+/// Fences the fleet once, so many at a time.
+pub(super) async fn pass(
+    (client, clock): (&kube::Client, &Clock),
     (fleet, witness): (&Fleet, &Witness),
     at_a_time: usize,
 ) -> anyhow::Result<Floor> {
     let cluster = Cluster::first_aid(client.clone(), &Slots::new(at_a_time, 0));
-    let (clock, kind) = (Clock::system(), Kind::SpotInterruption { action: Action::Terminate });
+    let kind = Kind::SpotInterruption { action: Action::Terminate };
     let rows: Option<Vec<_>> =
         (0..fleet.nodes).map(|number| witness.row(&fleet.node(number))).collect();
     let rows = rows.context("a node of the floor is not there")?;
     let began = Instant::now();
     let patches = rows.iter().map(|row| {
-        let (cluster, clock) = (&cluster, &clock);
+        let cluster = &cluster;
         async move {
             let asked = Instant::now();
             nodes::fence(cluster, row, kind.label(), clock.now()).await?;

@@ -6,39 +6,115 @@ use std::path::PathBuf;
 use anyhow::Context;
 use kube::config::KubeConfigOptions;
 use kube::config::Kubeconfig;
+use serde_json::json;
+use tempfile::TempDir;
+
+use crate::bench::fleet;
+use crate::control_plane;
+use crate::control_plane::Audit;
+use crate::control_plane::ControlPlane;
+use crate::control_plane::Durability;
+use crate::control_plane::Nodes;
+use crate::control_plane::Settings;
+use crate::control_plane::identity::Identity;
+
+/// The namespace and the service account of the controller.
+const ACCOUNT: (&str, &str) = ("lifeboat-system", "lifeboat-controller");
 
 /// An API server.
 pub(super) struct Ground {
-    kubeconfig: PathBuf,
+    /// Who makes and counts things.
+    admin: PathBuf,
+    /// Who is measured: the controller and the bare loop.
+    measured: PathBuf,
     /// Where etcd counts, if that is known.
     pub(super) etcd: Option<String>,
     /// What a reader of the figures must know of it.
     pub(super) described: String,
+    plane: Option<(ControlPlane, TempDir)>,
 }
 
 impl Ground {
     /// A server that is there.
     pub(super) fn there(kubeconfig: &Path, etcd: Option<&str>) -> Self {
         Self {
-            kubeconfig: kubeconfig.to_owned(),
+            admin: kubeconfig.to_owned(),
+            measured: kubeconfig.to_owned(),
             etcd: etcd.map(str::to_owned),
             described: "an API server that was there".to_owned(),
+            plane: None,
         }
     }
 
-    /// What a program needs to reach it.
-    pub(super) fn kubeconfig(&self) -> &Path {
-        &self.kubeconfig
+    /// A server of our own, which ends with this.
+    pub(super) async fn ours(durability: Durability) -> anyhow::Result<Self> {
+        let binaries = control_plane::binaries();
+        let binaries = binaries.context("the control plane is not built: `make cluster-up`")?;
+        let folder = tempfile::tempdir()?;
+        let settings = Settings {
+            durability,
+            nodes: Nodes::Quiet,
+            audit: Audit::Off,
+            ..Settings::new(&binaries, folder.path())
+        };
+        let plane = ControlPlane::start(settings).await?;
+        let account = Identity::account(ACCOUNT.0, ACCOUNT.1);
+        let measured = plane.kubeconfig_of(&account).await?;
+        bind(&plane.client()).await?;
+        let synced = match durability {
+            Durability::Fsync => "etcd waits for the disk",
+            Durability::NoFsync => "etcd does NOT wait for the disk",
+        };
+        Ok(Self {
+            admin: plane.kubeconfig(),
+            measured,
+            etcd: Some(plane.etcd()),
+            described: format!("an API server of our own; {synced}"),
+            plane: Some((plane, folder)),
+        })
     }
 
-    /// A client with connections of its own.
-    pub(super) async fn client(&self) -> anyhow::Result<kube::Client> {
-        let at = || self.kubeconfig.display().to_string();
-        let read = Kubeconfig::read_from(&self.kubeconfig).with_context(at)?;
-        let options = KubeConfigOptions::default();
-        let mut config =
-            kube::Config::from_custom_kubeconfig(read, &options).await.with_context(at)?;
-        config.default_retry = false;
-        kube::Client::try_from(config).with_context(at)
+    /// What a program that is measured needs to reach it.
+    pub(super) fn kubeconfig(&self) -> &Path {
+        &self.measured
     }
+
+    /// A client with connections of its own, for who makes and counts things.
+    pub(super) async fn admin(&self) -> anyhow::Result<kube::Client> {
+        client(&self.admin).await
+    }
+
+    /// The same, for who is measured.
+    pub(super) async fn client(&self) -> anyhow::Result<kube::Client> {
+        client(&self.measured).await
+    }
+
+    /// Whether everything goes away with it.
+    pub(super) fn is_ours(&self) -> bool {
+        self.plane.is_some()
+    }
+}
+
+async fn client(kubeconfig: &Path) -> anyhow::Result<kube::Client> {
+    let at = || kubeconfig.display().to_string();
+    let read = Kubeconfig::read_from(kubeconfig).with_context(at)?;
+    let options = KubeConfigOptions::default();
+    let mut config = kube::Config::from_custom_kubeconfig(read, &options).await.with_context(at)?;
+    config.default_retry = false;
+    kube::Client::try_from(config).with_context(at)
+}
+
+/// What is measured is no administrator: those are never held back by the server.
+async fn bind(client: &kube::Client) -> anyhow::Result<()> {
+    let (namespace, name) = ACCOUNT;
+    let binding = json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding",
+        "metadata": { "name": name },
+        "roleRef": {
+            "apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole",
+            "name": "cluster-admin",
+        },
+        "subjects": [{ "kind": "ServiceAccount", "namespace": namespace, "name": name }],
+    });
+    fleet::post(client, "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings", &binding).await
 }

@@ -7,7 +7,6 @@ use std::sync::PoisonError;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use lifeboat::clock::Clock;
 use serde::Serialize;
 use serde_json::Value;
 use serde_json::json;
@@ -29,14 +28,19 @@ use crate::world::World;
 /// How long a delete waits for its record to be shown on the watch before it counts as too early.
 const SHOWN_WITHIN: Duration = Duration::from_secs(2);
 
-/// The queue, and a bucket beside it.
+/// The queue of a world.
 pub(super) struct Post {
     world: World,
     witness: Witness,
     fleet: Fleet,
+    counts: Arc<Mutex<Counts>>,
+}
+
+/// The queue on loopback, and a bucket beside it.
+pub(super) struct Doors {
+    account: String,
     queue: Served,
     store: Served,
-    counts: Arc<Mutex<Counts>>,
 }
 
 /// What was asked of the queue.
@@ -55,19 +59,33 @@ pub(super) struct Counts {
 }
 
 impl Post {
-    /// Opens the queue for a fleet that `witness` sees.
-    pub(super) async fn open(fleet: &Fleet, witness: &Witness) -> anyhow::Result<Self> {
-        let world = World::new(Clock::system(), 1);
-        scenario::queues(&world);
-        let counts = Arc::new(Mutex::new(Counts::default()));
-        let queue = counted(wire::sqs::sqs(world.clone()), witness.clone(), Arc::clone(&counts));
-        Ok(Self {
-            queue: serve::serve(queue).await?,
-            store: serve::serve(wire::s3::s3(world.clone())).await?,
-            world,
+    /// The queue of a world, for a fleet that `witness` sees.
+    pub(super) fn new(world: &World, fleet: &Fleet, witness: &Witness) -> Self {
+        scenario::queues(world);
+        Self {
+            world: world.clone(),
             witness: witness.clone(),
             fleet: fleet.clone(),
-            counts,
+            counts: Arc::default(),
+        }
+    }
+
+    /// The queue's protocol, with each request counted; a delete waits until its record is seen.
+    pub(super) fn wire(&self) -> Wire {
+        let inner = wire::sqs::sqs(self.world.clone());
+        let (witness, counts) = (self.witness.clone(), Arc::clone(&self.counts));
+        wire::wire(move |request| {
+            let (inner, witness, counts) = (inner.clone(), witness.clone(), Arc::clone(&counts));
+            async move { pass(&inner, &witness, &counts, request).await }
+        })
+    }
+
+    /// Serves it on loopback.
+    pub(super) async fn serve(&self) -> anyhow::Result<Doors> {
+        Ok(Doors {
+            account: self.account(),
+            queue: serve::serve(self.wire()).await?,
+            store: serve::serve(wire::s3::s3(self.world.clone())).await?,
         })
     }
 
@@ -81,20 +99,6 @@ impl Post {
         Ok(())
     }
 
-    /// What the controller's environment says about queue and bucket.
-    pub(super) fn environment(&self) -> BTreeMap<&'static str, String> {
-        let account = self.world.read(|state| state.instances.account().to_owned());
-        BTreeMap::from([
-            ("LIFEBOAT_QUEUE_URL", format!("{}/{account}/{}", self.queue.url(), programs::QUEUE)),
-            ("LIFEBOAT_QUEUE_ENDPOINT", self.queue.url()),
-            ("LIFEBOAT_STORE_BUCKET", programs::BUCKET.to_owned()),
-            ("LIFEBOAT_STORE_ENDPOINT", self.store.url()),
-            ("LIFEBOAT_REGION", serve::REGION.to_owned()),
-            ("AWS_ACCESS_KEY_ID", "bench".to_owned()),
-            ("AWS_SECRET_ACCESS_KEY", "bench".to_owned()),
-        ])
-    }
-
     /// What was asked so far.
     pub(super) fn counts(&self) -> Counts {
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -102,9 +106,13 @@ impl Post {
         counts
     }
 
+    fn account(&self) -> String {
+        self.world.read(|state| state.instances.account().to_owned())
+    }
+
     fn notice(&self, number: usize, at: Timestamp) -> String {
         let instance = self.fleet.instance(number);
-        let account = self.world.read(|state| state.instances.account().to_owned());
+        let account = self.account();
         json!({
             "version": "0",
             "id": format!("00000000-0000-4000-8000-{number:012x}"),
@@ -120,12 +128,20 @@ impl Post {
     }
 }
 
-/// The wire, with each request counted; a delete waits until its record has been seen.
-fn counted(inner: Wire, witness: Witness, counts: Arc<Mutex<Counts>>) -> Wire {
-    wire::wire(move |request| {
-        let (inner, witness, counts) = (inner.clone(), witness.clone(), Arc::clone(&counts));
-        async move { pass(&inner, &witness, &counts, request).await }
-    })
+impl Doors {
+    /// What the controller's environment says about queue and bucket.
+    pub(super) fn environment(&self) -> BTreeMap<&'static str, String> {
+        let queue = self.queue.url();
+        BTreeMap::from([
+            ("LIFEBOAT_QUEUE_URL", format!("{queue}/{}/{}", self.account, programs::QUEUE)),
+            ("LIFEBOAT_QUEUE_ENDPOINT", queue),
+            ("LIFEBOAT_STORE_BUCKET", programs::BUCKET.to_owned()),
+            ("LIFEBOAT_STORE_ENDPOINT", self.store.url()),
+            ("LIFEBOAT_REGION", serve::REGION.to_owned()),
+            ("AWS_ACCESS_KEY_ID", "bench".to_owned()),
+            ("AWS_SECRET_ACCESS_KEY", "bench".to_owned()),
+        ])
+    }
 }
 
 async fn pass(

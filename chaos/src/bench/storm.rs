@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::Args;
+use lifeboat::clock::Clock;
 use tempfile::TempDir;
 use tokio::task::JoinSet;
 
@@ -18,6 +19,7 @@ use crate::bench::fleet;
 use crate::bench::fleet::Fleet;
 use crate::bench::floor;
 use crate::bench::ground::Ground;
+use crate::bench::post::Doors;
 use crate::bench::post::Post;
 use crate::bench::program;
 use crate::bench::program::Controller;
@@ -26,6 +28,8 @@ use crate::bench::screen;
 use crate::bench::screen::Screen;
 use crate::bench::witness::Edge;
 use crate::bench::witness::Witness;
+use crate::control_plane::Durability;
+use crate::world::World;
 
 /// How long all nodes together may take.
 const ANSWERED_WITHIN: Duration = Duration::from_mins(5);
@@ -35,25 +39,34 @@ const ANSWERED_WITHIN: Duration = Duration::from_mins(5);
 pub struct Options {
     /// Nodes that get a notice.
     #[arg(long, default_value_t = 100)]
-    nodes: usize,
+    pub(super) nodes: usize,
     /// Protected pods on each, on slices of its GPUs.
     #[arg(long, default_value_t = 4)]
-    pods: usize,
+    pub(super) pods: usize,
     /// One notice after another, this many times, in place of all at once.
     #[arg(long)]
     rounds: Option<usize>,
     /// Replicas of the controller.
     #[arg(long, default_value_t = 1)]
-    replicas: usize,
+    pub(super) replicas: usize,
     /// Seconds after the last answer in which the rest of the writes is counted.
     #[arg(long, default_value_t = 10)]
     settle: u64,
     /// An API server that is there, in place of one of our own.
     #[arg(long)]
-    kubeconfig: PathBuf,
+    kubeconfig: Option<PathBuf>,
     /// Where that server's etcd shows its metrics, as `http://127.0.0.1:2379`.
     #[arg(long)]
     etcd: Option<String>,
+    /// In the simulator, in virtual time, with an API server of the capacity that was measured.
+    #[arg(long)]
+    pub(super) simulated: bool,
+    /// Fencing patches a second that the simulated API server carries.
+    #[arg(long, default_value_t = 450.0)]
+    pub(super) patches_per_second: f64,
+    /// Lets etcd answer before the disk has it: not for figures of latency.
+    #[arg(long)]
+    no_fsync: bool,
     /// The program whose controller is measured; without it, the one beside this program.
     #[arg(long)]
     program: Option<PathBuf>,
@@ -72,6 +85,7 @@ struct Field {
     others: Fleet,
     witness: Witness,
     post: Post,
+    doors: Doors,
     controllers: Vec<Controller>,
     _watches: JoinSet<()>,
     logs: TempDir,
@@ -95,18 +109,34 @@ pub async fn run(options: &Options) -> anyhow::Result<bool> {
     let figures = tally.map(|tally| field.figures(options, tally));
     field.clear().await;
     let figures = figures?;
+    show(options, &figures)?;
+    Ok(figures.is_whole())
+}
+
+/// Prints the figures as they were asked for.
+pub(super) fn show(options: &Options, figures: &Figures) -> anyhow::Result<()> {
     if options.json {
-        screen::print(&serde_json::to_string(&figures)?);
+        screen::print(&serde_json::to_string(figures)?);
     } else {
         figures.lines().iter().for_each(|line| screen::print(line));
     }
-    Ok(figures.is_whole())
+    Ok(())
+}
+
+impl Options {
+    async fn ground(&self) -> anyhow::Result<Ground> {
+        let durability = if self.no_fsync { Durability::NoFsync } else { Durability::Fsync };
+        match &self.kubeconfig {
+            Some(kubeconfig) => Ok(Ground::there(kubeconfig, self.etcd.as_deref())),
+            None => Ground::ours(durability).await,
+        }
+    }
 }
 
 impl Field {
     async fn set(options: &Options, screen: Screen) -> anyhow::Result<Self> {
-        let ground = Ground::there(&options.kubeconfig, options.etcd.as_deref());
-        let client = ground.client().await?;
+        let ground = options.ground().await?;
+        let client = ground.admin().await?;
         fleet::prepare(&client).await?;
         fleet::clear(&client).await?;
         let nodes = options.rounds.unwrap_or(options.nodes);
@@ -114,8 +144,10 @@ impl Field {
         let others = Fleet::new("floor", nodes, 0);
         fleet.make(&client, screen).await?;
         others.make(&client, screen).await?;
-        let (witness, watches) = Witness::start(&client, &fleet).await;
-        let post = Post::open(&fleet, &witness).await?;
+        let world = World::new(Clock::system(), 1);
+        let (witness, watches) = Witness::start(&client, &fleet, world.clock()).await;
+        let post = Post::new(&world, &fleet, &witness);
+        let doors = post.serve().await?;
         let mut field = Self {
             ground,
             client,
@@ -123,6 +155,7 @@ impl Field {
             others,
             witness,
             post,
+            doors,
             controllers: Vec::new(),
             _watches: watches,
             logs: tempfile::tempdir()?,
@@ -138,7 +171,7 @@ impl Field {
         };
         screen::say("the controller reads its lists");
         for replica in 0..options.replicas {
-            let mut environment = self.post.environment();
+            let mut environment = self.doors.environment();
             environment.extend([
                 ("KUBECONFIG", self.ground.kubeconfig().display().to_string()),
                 ("LIFEBOAT_CLUSTER", "bench".to_owned()),
@@ -252,8 +285,10 @@ impl Field {
         for controller in self.controllers {
             controller.end().await;
         }
-        // What is left on a server that goes away is of no account.
-        drop(fleet::clear(&self.client).await);
+        if !self.ground.is_ours() {
+            // The figures are there: what could not be cleared is cleared by the next run.
+            drop(fleet::clear(&self.client).await);
+        }
         drop(self.logs);
     }
 }

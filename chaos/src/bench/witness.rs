@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
 use std::sync::PoisonError;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -67,17 +69,24 @@ pub(super) struct Witness {
     fleet: Fleet,
     clock: Clock,
     seen: Arc<Mutex<Vec<Seen>>>,
+    /// Nodes for which all has come.
+    done: Arc<AtomicUsize>,
     changed: Arc<Notify>,
     nodes: Rows<NodeRow>,
 }
 
 impl Witness {
     /// Opens the watches; they run until the set is dropped.
-    pub(super) async fn start(client: &kube::Client, fleet: &Fleet) -> (Self, JoinSet<()>) {
+    pub(super) async fn start(
+        client: &kube::Client,
+        fleet: &Fleet,
+        clock: &Clock,
+    ) -> (Self, JoinSet<()>) {
         let witness = Self {
             fleet: fleet.clone(),
-            clock: Clock::system(),
+            clock: clock.clone(),
             seen: Arc::new(Mutex::new(vec![Seen::default(); fleet.nodes])),
+            done: Arc::default(),
             changed: Arc::default(),
             nodes: Rows::default(),
         };
@@ -107,8 +116,14 @@ impl Witness {
     /// Something that is waited for has come; only the first time counts.
     pub(super) fn mark(&self, number: usize, edge: Edge) {
         let now = self.clock.now();
-        if let Some(seen) = self.seen().get_mut(number) {
-            seen.edges[edge as usize].get_or_insert(now);
+        let mut all = self.seen();
+        let Some(seen) = all.get_mut(number) else { return };
+        let before = seen.edges.iter().filter(|edge| edge.is_some()).count();
+        seen.edges[edge as usize].get_or_insert(now);
+        let after = seen.edges.iter().filter(|edge| edge.is_some()).count();
+        drop(all);
+        if before < after && after == Edge::ALL.len() {
+            self.done.fetch_add(1, Ordering::Relaxed);
         }
         self.changed.notify_waiters();
     }
@@ -125,11 +140,7 @@ impl Witness {
 
     /// Waits until all has come for as many nodes; answers whether it did within the bound.
     pub(super) async fn all(&self, count: usize, bound: Duration) -> bool {
-        let done = || {
-            let seen = self.seen();
-            seen.iter().filter(|seen| seen.edges.iter().all(Option::is_some)).count() >= count
-        };
-        self.wait(bound, done).await
+        self.wait(bound, || self.done.load(Ordering::Relaxed) >= count).await
     }
 
     /// How long it took from the notice for each node for which it has come.

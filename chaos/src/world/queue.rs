@@ -1,6 +1,7 @@
 //! What SQS knows: queues, messages in them, and what became of each.
 
 use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -130,6 +131,8 @@ pub enum QueueError {
 struct Queue {
     settings: Settings,
     messages: BTreeMap<u64, Message>,
+    /// When each becomes ready: whoever polls asks for the first of them after every change.
+    due: BTreeSet<(Timestamp, u64)>,
     history: Vec<Passage>,
 }
 
@@ -162,7 +165,12 @@ impl Queues {
         if let Some(queue) = self.queues.get_mut(name) {
             queue.settings = settings;
         } else {
-            let queue = Queue { settings, messages: BTreeMap::new(), history: Vec::new() };
+            let queue = Queue {
+                settings,
+                messages: BTreeMap::new(),
+                due: BTreeSet::new(),
+                history: Vec::new(),
+            };
             self.queues.insert(name.to_owned(), queue);
         }
     }
@@ -206,7 +214,7 @@ impl Queues {
             redriven_from: None,
         };
         queue.history.push(Passage::new(number, &message, now, PassageKind::Sent));
-        queue.messages.insert(number, message);
+        queue.insert(number, message);
         self.sent += 1;
         Ok(id_of(number))
     }
@@ -236,7 +244,7 @@ impl Queues {
     pub fn delete(&mut self, name: &str, receipt: &str, now: Timestamp) -> Result<(), QueueError> {
         let queue = self.queue_mut(name)?;
         let number = queue.newest(receipt)?;
-        if let Some(message) = queue.messages.remove(&number) {
+        if let Some(message) = queue.remove(number) {
             queue.history.push(Passage::new(number, &message, now, PassageKind::Deleted));
         }
         Ok(())
@@ -251,17 +259,17 @@ impl Queues {
     ) -> Result<(), QueueError> {
         let queue = self.queue_mut(name)?;
         let number = queue.newest(receipt)?;
-        let message = queue.messages.get_mut(&number).ok_or(QueueError::NotInFlight)?;
+        let message = queue.messages.get(&number).ok_or(QueueError::NotInFlight)?;
         if message.visible_at <= now {
             return Err(QueueError::NotInFlight);
         }
-        message.visible_at = now + visibility;
+        queue.hide(number, now + visibility);
         Ok(())
     }
 
     /// When the next message becomes ready, if one is hidden or ready.
     pub fn next_ready(&self, name: &str) -> Result<Option<Timestamp>, QueueError> {
-        Ok(self.queue(name)?.messages.values().map(|message| message.visible_at).min())
+        Ok(self.queue(name)?.due.first().map(|(at, _)| *at))
     }
 
     /// How full it is.
@@ -306,13 +314,13 @@ impl Queues {
             .collect();
         for number in spent {
             let queue = self.queue_mut(name)?;
-            let Some(mut message) = queue.messages.remove(&number) else { continue };
+            let Some(mut message) = queue.remove(number) else { continue };
             queue.history.push(Passage::new(number, &message, now, PassageKind::Redriven));
             message.redriven_from = Some(name.to_owned());
             message.visible_at = now;
             let dead_letters = self.queue_mut(&redrive.dead_letter_queue)?;
             dead_letters.history.push(Passage::new(number, &message, now, PassageKind::Sent));
-            dead_letters.messages.insert(number, message);
+            dead_letters.insert(number, message);
         }
         Ok(())
     }
@@ -326,10 +334,29 @@ impl Queue {
         self.messages.iter().filter_map(ready)
     }
 
+    fn insert(&mut self, number: u64, message: Message) {
+        self.due.insert((message.visible_at, number));
+        self.messages.insert(number, message);
+    }
+
+    fn remove(&mut self, number: u64) -> Option<Message> {
+        let message = self.messages.remove(&number)?;
+        self.due.remove(&(message.visible_at, number));
+        Some(message)
+    }
+
+    fn hide(&mut self, number: u64, until: Timestamp) {
+        if let Some(message) = self.messages.get_mut(&number) {
+            self.due.remove(&(message.visible_at, number));
+            message.visible_at = until;
+            self.due.insert((until, number));
+        }
+    }
+
     fn take(&mut self, number: u64, until: Timestamp, now: Timestamp) -> Option<Received> {
+        self.hide(number, until);
         let message = self.messages.get_mut(&number)?;
         message.receives += 1;
-        message.visible_at = until;
         let first_received_at = *message.first_received_at.get_or_insert(now);
         let received = Received {
             id: id_of(number),
@@ -363,7 +390,7 @@ impl Queue {
             .filter_map(|(number, message)| (message.sent_at + retention <= now).then_some(*number))
             .collect();
         for number in old {
-            if let Some(message) = self.messages.remove(&number) {
+            if let Some(message) = self.remove(number) {
                 self.history.push(Passage::new(number, &message, now, PassageKind::Expired));
             }
         }

@@ -179,6 +179,10 @@ impl Watch {
             let status = Refusal::expired(version, cluster.oldest()).status();
             return Some((version, Look::Expired(line("ERROR", &status))));
         }
+        // Most changes of a cluster are of other kinds.
+        if cluster.newest_of(&[self.view.address.resource]) <= version {
+            return None;
+        }
         let changes = cluster.changes_since(self.view.address.resource, version);
         let lines: Vec<Bytes> = changes.filter_map(|change| self.told(change)).collect();
         (!lines.is_empty()).then(|| (cluster.version(), Look::Lines(lines)))
