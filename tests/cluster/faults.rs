@@ -23,7 +23,7 @@ const LIVES: [Duration; 6] = [
     Duration::from_millis(700),
     Duration::from_millis(1_500),
     Duration::from_millis(2_500),
-    Duration::from_millis(4_000),
+    Duration::from_millis(4_200),
     Duration::from_millis(5_500),
 ];
 /// Our mark beside a hold: the instance that it is for.
