@@ -27,6 +27,7 @@ pub mod namespaces;
 pub mod nodes;
 pub mod objects;
 pub mod overlays;
+pub mod pairs;
 pub mod pods;
 pub mod pools;
 pub mod rows;

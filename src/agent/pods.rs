@@ -144,7 +144,7 @@ impl Pods {
             return;
         }
         let mut record = known.map_or_else(|| PodRecord::new(pod), |pod| pod.record);
-        record.annotations = Some(ours(&row.annotations));
+        record.annotations = Some(ours(&row.annotations.to_map()));
         record.grace_seconds = Some(row.grace.as_secs());
         record.priority = Some(row.priority);
         // A deletion's end can be moved earlier by a second deletion, and never later.

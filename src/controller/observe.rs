@@ -152,7 +152,7 @@ pub fn workload_of(
     pod: &PodRow,
     record: Option<&InterruptionRow>,
 ) -> Option<Workload> {
-    let (wishes, _) = Wishes::read(&pod.annotations);
+    let (wishes, _) = Wishes::read(&pod.annotations.to_map());
     let noted = record.and_then(|row| row.status.workloads.get(&pod.uid));
     let noted_key = || noted?.job_key.as_deref()?.parse().ok();
     let job_key: Option<JobKey> = wishes.job_key.clone().or_else(noted_key);

@@ -297,15 +297,15 @@ fn sliced(deps: &Deps, memory: &Memory, row: &InterruptionRow) -> BTreeSet<Strin
         let offered = nodes.iter().filter_map(|node| node.extended.get(name)).max();
         matches!((offered, bought.get(name)), (Some(offered), Some(bought)) if offered > bought)
     };
-    let names = memory.pods.values().flat_map(|pod| pod.extended.keys());
+    let names = memory.pods.values().flat_map(|pod| pod.extended.names());
     let of_nvidia = names.filter(|name| name.starts_with("nvidia.com/"));
-    let is_sliced = |name: &&String| {
+    let is_sliced = |name: &&str| {
         replicated
             || name.ends_with(".shared")
             || name.starts_with("nvidia.com/mig-")
             || multiplied(name)
     };
-    of_nvidia.filter(is_sliced).cloned().collect()
+    of_nvidia.filter(is_sliced).map(str::to_owned).collect()
 }
 
 fn dying(deps: &Deps, memory: &Memory, node: Option<&NodeRow>) -> Dying {
@@ -320,13 +320,13 @@ fn dying(deps: &Deps, memory: &Memory, node: Option<&NodeRow>) -> Dying {
     let Ok(name) = claim.name.parse() else { return Dying::Unknown };
     let rules = claim.spec["requirements"].as_array().into_iter().flatten();
     let requested = claim.spec["resources"]["requests"].as_object().into_iter().flatten();
-    let requested = requested.map(|(name, _)| name).filter(|name| name.contains('/'));
-    let used = memory.pods.values().flat_map(|pod| pod.extended.keys());
+    let requested = requested.map(|(name, _)| name.as_str()).filter(|name| name.contains('/'));
+    let used = memory.pods.values().flat_map(|pod| pod.extended.names());
     let set = claim.annotations.as_ref().and_then(|all| all.get(marks::TERMINATION_TIMESTAMP));
     Dying::Claim(DyingClaim {
         name,
         requirements: rules.filter_map(requirement_from_wire).collect(),
-        resources: requested.chain(used).cloned().collect(),
+        resources: requested.chain(used).map(str::to_owned).collect(),
         capacity: counted(&claim.capacity),
         termination_time: set.and_then(|at| at.parse().ok()),
     })

@@ -20,6 +20,7 @@ use crate::adapters::cluster::nodes::remove;
 use crate::adapters::cluster::nodes::test;
 use crate::adapters::cluster::objects::Kind;
 use crate::adapters::cluster::objects::Object;
+use crate::adapters::cluster::pairs::Pairs;
 use crate::adapters::cluster::rows::Row;
 use crate::crd::marks as our;
 
@@ -140,7 +141,7 @@ pub struct PodRow {
     /// Its priority to the scheduler.
     pub priority: i32,
     /// Annotations of ours.
-    pub annotations: BTreeMap<String, String>,
+    pub annotations: Pairs<Box<str>>,
     /// Whether it has any annotations at all, anybody's.
     pub annotated: bool,
     /// Karpenter's do-not-disrupt, whoever set it.
@@ -152,7 +153,7 @@ pub struct PodRow {
     /// Whether the condition `DisruptionTarget` is set; `None` if it has no conditions at all.
     pub disruption_target: Option<bool>,
     /// Extended resources that its containers may use, as `nvidia.com/gpu`, added up.
-    pub extended: BTreeMap<String, u64>,
+    pub extended: Pairs<u64>,
     /// Its containers, as kubelet reports them.
     pub containers: Vec<ContainerRow>,
     /// What it asks of the node it runs on; kept for protected pods alone.
@@ -247,7 +248,9 @@ impl PodRow {
             phase: object.status.phase.clone().unwrap_or_default(),
             grace: seconds.map_or(GRACE_DEFAULT, Duration::from_secs),
             priority: object.spec.priority.unwrap_or_default(),
-            annotations: annotations.map(|(key, value)| (key.clone(), value.clone())).collect(),
+            annotations: annotations
+                .map(|(key, value)| (key.as_str(), Box::from(&**value)))
+                .collect(),
             annotated: all.is_some(),
             do_not_disrupt: object.annotation(our::DO_NOT_DISRUPT).map(str::to_owned),
             deletion: deletion(object),
@@ -265,7 +268,7 @@ impl PodRow {
 
     /// The value of one of our annotations.
     pub fn annotation(&self, key: &str) -> Option<&str> {
-        self.annotations.get(key).map(String::as_str)
+        self.annotations.get(key).map(|value| &**value)
     }
 
     /// Whether it carries a checkpoint mode other than `none`.
@@ -463,15 +466,15 @@ fn deletion(object: &Object<Pods>) -> Option<(Timestamp, Duration)> {
     object.deleted_at().map(|at| (at, grace))
 }
 
-fn extended(containers: &[ContainerSpec]) -> BTreeMap<String, u64> {
-    let mut sum = BTreeMap::new();
+fn extended(containers: &[ContainerSpec]) -> Pairs<u64> {
+    let mut sum: BTreeMap<&str, u64> = BTreeMap::new();
     for (name, value) in containers.iter().flat_map(|container| &container.resources.limits) {
         let count = value.as_str().and_then(|text| text.parse().ok()).or_else(|| value.as_u64());
         if let (true, Some(count)) = (name.contains('/'), count) {
-            *sum.entry(name.clone()).or_insert(0) += count;
+            *sum.entry(name).or_insert(0) += count;
         }
     }
-    sum
+    sum.into_iter().collect()
 }
 
 fn container(status: &ContainerStatus) -> ContainerRow {

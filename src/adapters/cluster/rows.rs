@@ -66,7 +66,8 @@ pub struct Rows<R: Row> {
 #[derive(Debug)]
 struct Table<R: Row> {
     /// Each row with the generation of the list in which it was last seen.
-    rows: BTreeMap<R::Key, (u64, R)>,
+    /// Boxed, for a tree leaves room for more in each of its nodes.
+    rows: BTreeMap<R::Key, (u64, Box<R>)>,
     groups: BTreeMap<String, BTreeSet<R::Key>>,
     generation: u64,
 }
@@ -87,19 +88,19 @@ impl<R: Row> Default for Rows<R> {
 impl<R: Row> Rows<R> {
     /// One row.
     pub fn row(&self, key: &R::Key) -> Option<R> {
-        self.table().rows.get(key).map(|(_, row)| row.clone())
+        self.table().rows.get(key).map(|(_, row)| R::clone(row))
     }
 
     /// The rows of one group, in the order of their keys.
     pub fn group(&self, group: &str) -> Vec<R> {
         let table = self.table();
         let keys = table.groups.get(group).into_iter().flatten();
-        keys.filter_map(|key| table.rows.get(key)).map(|(_, row)| row.clone()).collect()
+        keys.filter_map(|key| table.rows.get(key)).map(|(_, row)| R::clone(row)).collect()
     }
 
     /// Every row, in the order of their keys.
     pub fn all(&self) -> Vec<R> {
-        self.table().rows.values().map(|(_, row)| row.clone()).collect()
+        self.table().rows.values().map(|(_, row)| R::clone(row)).collect()
     }
 
     /// What `pick` makes of each row, without a copy of those it passes over.
@@ -185,12 +186,12 @@ impl<R: Row> Table<R> {
         if let Some(group) = row.group() {
             self.groups.entry(group.to_owned()).or_default().insert(key.clone());
         }
-        self.rows.insert(key, (self.generation, row));
+        self.rows.insert(key, (self.generation, Box::new(row)));
     }
 
     fn remove(&mut self, key: &R::Key) -> Option<R> {
         self.ungroup(key);
-        self.rows.remove(key).map(|(_, row)| row)
+        self.rows.remove(key).map(|(_, row)| *row)
     }
 
     fn ungroup(&mut self, key: &R::Key) {
