@@ -65,7 +65,7 @@ def test_workers_of_a_loader_are_ended_without_the_parent(
     for _ in range(20):
         boat.step(2)
         time.sleep(0.01)
-    assert time.monotonic() - begun < 5, "and the parent was not told to end"
+    assert time.monotonic() - begun < 20, "and the parent was not told to end"
 
 
 def test_a_child_may_have_a_boat_of_its_own(connect: Connect, tmp_path: Path) -> None:

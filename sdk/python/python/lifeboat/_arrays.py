@@ -155,7 +155,8 @@ class _Array:
 
     def identity(self) -> Hashable:
         array = self.value
-        return (array.__array_interface__["data"][0], self.shape, array.strides, self.dtype)
+        place = array.__array_interface__["data"][0] if array.size else id(array)
+        return (place, self.shape, array.strides, self.dtype)
 
 
 class _Tensor:

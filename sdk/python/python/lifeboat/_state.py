@@ -165,7 +165,8 @@ class _Collected:
                 _key(key, path): self.tree(one, f"{path}/{_named(key)}", depth)
                 for key, one in value.items()
             }
-        if type(value) in (list, tuple) or type(value).__name__ == "Size":
+        is_size = isinstance(value, tuple) and type(value).__name__ == "Size"
+        if type(value) in (list, tuple) or is_size:
             values = [self.tree(one, f"{path}/{at}", depth) for at, one in enumerate(value)]
             return values if type(value) is list else {_MARK + "tuple": values}
         kind = type(value).__qualname__
