@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 use std::path::PathBuf;
+use std::process::Child;
 use std::process::Command;
 use std::process::Stdio;
 use std::time::Duration;
@@ -153,20 +154,29 @@ async fn karpenter_buys_what_is_left_and_ends_what_is_drained() {
 fn nothing_outlives_the_process_that_started_it() {
     let Some(binaries) = binaries() else { return };
     let folder = tempfile::tempdir().unwrap();
-    let mut keeper = Command::new(env!("CARGO_BIN_EXE_chaos"))
+    let keeper = Command::new(env!("CARGO_BIN_EXE_chaos"))
         .args(["cluster", "keep", "--karpenter", "--state"])
         .arg(folder.path())
         .env("LIFEBOAT_CLUSTER_BIN", binaries)
         .stdout(Stdio::null())
-        .spawn()
-        .unwrap();
+        .spawn();
+    let keeper = Ended(keeper.unwrap());
     let ready = folder.path().join("ready");
     wait("the control plane is ready", || ready.exists());
     let pids = pids(folder.path());
     assert_eq!(pids.len(), Part::ALL.len());
-    keeper.kill().unwrap();
-    keeper.wait().unwrap();
+    drop(keeper);
     wait("all of them are gone", || pids.iter().all(|pid| !lives(*pid)));
+}
+
+/// A process that is killed when it is dropped, by a test that fails too.
+struct Ended(Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
 }
 
 async fn make_node(plane: &ControlPlane, name: &str) {
