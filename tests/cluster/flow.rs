@@ -97,7 +97,7 @@ async fn until_full(admin: &kube::Client) {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };
-    tokio::time::timeout(Duration::from_mins(1), full).await.expect("the server was not filled");
+    tokio::time::timeout(Duration::from_mins(3), full).await.expect("the server was not filled");
 }
 
 /// Three megabytes for each list of the tenant.

@@ -95,14 +95,15 @@ pub(crate) fn ended_by(turn: &Turn, pod: &str) -> Vec<Entry> {
     entries.retain(|entry| {
         let evicted = entry.resource == "pods" && entry.subresource == "eviction";
         let deleted = entry.resource == "pods" && entry.verb == "delete";
-        entry.name == pod && (evicted || deleted) && !is_kubelet(entry)
+        entry.name == pod && (evicted || deleted) && !only_clears(entry)
     });
     entries
 }
 
-/// A kubelet takes a pod out that has ended: nobody's end.
-fn is_kubelet(entry: &Entry) -> bool {
-    entry.user == "admin"
+/// A kubelet takes a pod out that has ended, and the controller manager what is left of one whose
+/// node is gone: neither ends anything.
+fn only_clears(entry: &Entry) -> bool {
+    entry.user == "admin" || entry.user.ends_with(":pod-garbage-collector")
 }
 
 /// The claims of a company, with those that were made for an instance that was taken.
