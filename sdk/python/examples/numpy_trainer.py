@@ -42,6 +42,21 @@ class Trainer:
         boat.register("progress", self.progress)
         boat.register("rng", self.rng)
 
+    def save(self, folder: str) -> None:
+        """As a framework does that writes its checkpoints itself."""
+        np.savez(f"{folder}/state.npz", weights=self.weights, **self.adam)
+        rest = {"progress": self.progress, "rng": self.rng.bit_generator.state}
+        Path(folder, "rest.json").write_text(json.dumps(rest))
+
+    def load(self, folder: str) -> None:
+        """Takes it back."""
+        with np.load(f"{folder}/state.npz") as saved:
+            for name, array in {"weights": self.weights, **self.adam}.items():
+                array[:] = saved[name]
+        rest = json.loads(Path(folder, "rest.json").read_text())
+        self.progress.update(rest["progress"], betas=(BETA_1, BETA_2))
+        self.rng.bit_generator.state = rest["rng"]
+
     def step(self) -> None:
         part = self.parts[self.rng.integers(len(self.parts))]
         block = slice(part[0], part[-1] + 1)
@@ -103,7 +118,10 @@ def main() -> int:
         signal.signal(signal.SIGTERM, lambda *_: time.sleep(options.teardown / 1000))
     log = Log(options.name, options.log)
     boat = lifeboat.connect(observer=log.observe)
-    trainer.register(boat)
+    if options.files:
+        boat.register_files(save=trainer.save, load=trainer.load)
+    else:
+        trainer.register(boat)
     start = boat.restore(default=0)
     log.write("training", **{"from": start})
     for step in range(start + 1, options.steps + 1):
@@ -128,6 +146,9 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument(
         "--pace", type=int, default=100, help="least time of a step, in milliseconds"
+    )
+    parser.add_argument(
+        "--files", action="store_true", help="hand the state over as files that it writes itself"
     )
     parser.add_argument("--teardown", type=int, default=0, help="milliseconds that it takes to end")
     parser.add_argument("--log", type=Path, help="file for what happens, as JSON lines")

@@ -1,7 +1,12 @@
 //! Memory that a Python object holds: copied without the interpreter, or by the object itself.
-#![expect(unsafe_code, reason = "bytes of a Python buffer are reached by pointer")]
+#![expect(unsafe_code, reason = "bytes of a Python buffer are reached by pointer, files by number")]
 
 use std::ffi::c_char;
+use std::fs::File;
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::os::fd::RawFd;
+use std::os::unix::fs::FileExt;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
@@ -45,6 +50,19 @@ pub(crate) fn of(
     }
     let (length, base) = (buffer.len_bytes(), NonNull::new(buffer.buf_ptr().cast::<u8>()));
     Ok(Arc::new(Host { kind, base, length, usage, _export: buffer }))
+}
+
+/// A file to put bytes into.
+pub(crate) fn of_file(file: File, kind: Kind, fault: &Fault) -> Arc<dyn Memory> {
+    Arc::new(OnDisk { kind, file, fault: fault.clone() })
+}
+
+/// The file of a descriptor that Python holds, as one of our own.
+pub(crate) fn duplicate(number: RawFd) -> io::Result<File> {
+    // SAFETY: Python's object holds it open for as long as this call, in which it is not used by
+    // anybody else's leave.
+    let borrowed = unsafe { BorrowedFd::borrow_raw(number) };
+    borrowed.try_clone_to_owned().map(File::from)
 }
 
 /// Bytes in this process's memory.
@@ -106,6 +124,40 @@ impl Memory for Host {
         // SAFETY: as in `read`, the other way; that it may be written to was checked.
         unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), into, from.len()) };
         Ok(())
+    }
+}
+
+/// Bytes of a file.
+struct OnDisk {
+    kind: Kind,
+    file: File,
+    fault: Fault,
+}
+
+impl OnDisk {
+    fn done(&self, result: io::Result<()>) -> Result<(), Busy> {
+        result.map_err(|error| {
+            self.fault.keep(error.into());
+            Busy
+        })
+    }
+}
+
+impl Memory for OnDisk {
+    fn dtype(&self) -> Dtype {
+        self.kind.dtype.clone()
+    }
+
+    fn shape(&self) -> Vec<u64> {
+        self.kind.shape.clone()
+    }
+
+    fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), Busy> {
+        self.done(self.file.read_exact_at(into, offset))
+    }
+
+    fn write(&self, offset: u64, from: &[u8]) -> Result<(), Busy> {
+        self.done(self.file.write_all_at(from, offset))
     }
 }
 

@@ -1,5 +1,7 @@
 //! A part of the state that a Python object holds.
 
+use std::fs::File;
+use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::PoisonError;
@@ -40,22 +42,28 @@ impl PythonPart {
             known: Mutex::default(),
             fault: fault.clone(),
         };
-        part.collect(object.py())?;
+        part.look(object.py(), "known")?;
         Ok(part)
     }
 
-    fn collect(&self, py: Python<'_>) -> PyResult<Pieces> {
-        let collected = self.object.bind(py).call_method0("collect")?;
+    fn look(&self, py: Python<'_>, method: &str) -> PyResult<Pieces> {
+        let collected = self.object.bind(py).call_method0(method)?;
         let (told, rest): (Vec<Told<'_>>, Option<Bound<'_, PyAny>>) = collected.extract()?;
-        let (mut memories, mut known) = (Vec::new(), Vec::new());
+        let (mut pieces, mut known) = (Pieces::default(), Vec::new());
         for (name, dtype, shape, bytes) in told {
             let dtype = Dtype::named(dtype);
             let kind = Kind { dtype: dtype.clone(), shape: shape.clone() };
-            memories.push((name.clone(), memory::of(&bytes, kind, Use::Read, &self.fault)?));
+            if let Some(file) = file(&bytes)? {
+                pieces.files.push((name.clone(), file));
+            } else {
+                let memory = memory::of(&bytes, kind, Use::Read, &self.fault)?;
+                pieces.memories.push((name.clone(), memory));
+            }
             known.push(Piece { name, dtype, shape });
         }
         *self.known.lock().unwrap_or_else(PoisonError::into_inner) = known;
-        Ok(Pieces { memories, tree: rest.map(|rest| tree::tree(&rest)).transpose()? })
+        pieces.tree = rest.map(|rest| tree::tree(&rest)).transpose()?;
+        Ok(pieces)
     }
 
     fn make_room(
@@ -76,7 +84,10 @@ impl PythonPart {
         }
         let place = |(piece, object): (&Piece, Bound<'_, PyAny>)| {
             let kind = Kind { dtype: piece.dtype.clone(), shape: piece.shape.clone() };
-            memory::of(&object, kind, Use::Write, &self.fault)
+            match file(&object)? {
+                Some(file) => Ok(memory::of_file(file, kind, &self.fault)),
+                None => memory::of(&object, kind, Use::Write, &self.fault),
+            }
         };
         saved.iter().zip(places).map(place).collect()
     }
@@ -98,13 +109,22 @@ impl PythonPart {
     }
 }
 
+/// The file that an object is open on, if it is one.
+fn file(object: &Bound<'_, PyAny>) -> PyResult<Option<File>> {
+    if !object.hasattr("fileno")? {
+        return Ok(None);
+    }
+    let number: RawFd = object.call_method0("fileno")?.extract()?;
+    Ok(Some(memory::duplicate(number)?))
+}
+
 impl Collection for PythonPart {
     fn known(&self) -> Vec<Piece> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn pieces(&self) -> Result<Pieces, Error> {
-        self.call(|py| self.collect(py), |name, reason| Error::NotRead { name, reason })
+        self.call(|py| self.look(py, "collect"), |name, reason| Error::NotRead { name, reason })
     }
 
     fn room(&self, saved: &[Piece], tree: Option<&Tree>) -> Result<Vec<Arc<dyn Memory>>, Error> {

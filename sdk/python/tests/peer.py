@@ -72,6 +72,7 @@ class Line:
         self._stream = stream
         stream.settimeout(PATIENCE)
         self._bytes = b""
+        self.descriptors: list[int] = []
         self.ring = -1
         self.slot_bytes = 0
 
@@ -88,9 +89,10 @@ class Line:
                     text = self._bytes[8 : 8 + length]
                     self._bytes = self._bytes[8 + length :]
                     return dict(json.loads(text))
-            some = self._stream.recv(1 << 16)
+            some, descriptors, _, _ = socket.recv_fds(self._stream, 1 << 16, 16)
             assert some, "the line ended"
             self._bytes += some
+            self.descriptors += descriptors
 
     def hear(self, frame: str) -> Frame:
         while (heard := self.next())["frame"] in _QUIET and frame not in _QUIET:

@@ -31,11 +31,11 @@ def interrupted(folder: Path, trainer: str, *options: str) -> dict[str, object]:
     return dict(json.loads(done.stdout))
 
 
-@pytest.mark.parametrize("megabytes", [1, 64])
+@pytest.mark.parametrize(("megabytes", "options"), [(1, ""), (64, ""), (16, " --files")])
 def test_an_interrupted_trainer_ends_as_one_that_nothing_interrupts(
-    tmp_path: Path, megabytes: int
+    tmp_path: Path, megabytes: int, options: str
 ) -> None:
-    trainer = f"{shlex.quote(sys.executable)} {shlex.quote(str(TRAINER))}"
+    trainer = f"{shlex.quote(sys.executable)} {shlex.quote(str(TRAINER))}{options}"
     seen = interrupted(tmp_path, trainer, "--bytes", str(megabytes << 20), "--steps", "60")
     said = "\n".join(str(line) for line in seen.pop("said"))  # type: ignore[attr-defined]
     assert seen["exit_code"] == 143, said

@@ -31,6 +31,8 @@ use crate::error::Error;
 /// How long a lock that somebody holds is waited for.
 const BUSY_FOR: Duration = Duration::from_secs(2);
 const BUSY_PAUSE: Duration = Duration::from_millis(5);
+/// Where files lie in a stream: after all memory.
+const FILES: u8 = 2;
 
 /// Memory that can be saved: a tensor, an array, a buffer.
 ///
@@ -86,6 +88,9 @@ pub struct Piece {
 pub struct Pieces {
     /// Its regions, by their names within the part.
     pub memories: Vec<(String, Arc<dyn Memory>)>,
+    /// Files of this rank, by their names within the part: taken by descriptor, as those of
+    /// [`Part::file`] are, so they may be unlinked already.
+    pub files: Vec<(String, File)>,
     /// What is not in them.
     pub tree: Option<Tree>,
 }
@@ -298,6 +303,14 @@ pub(crate) struct Without {
     pub(crate) names: Vec<String>,
 }
 
+impl Without {
+    fn keeps(&self, region: &Region) -> bool {
+        let donated = self.replicated && region.spread == Spread::Replicated;
+        let dropped = region.need == Need::BestEffort && self.names.contains(&region.name);
+        !donated && !dropped
+    }
+}
+
 impl Parts {
     pub(crate) fn add(&mut self, name: &str, part: Part) -> Result<(), Error> {
         if self.parts.iter().any(|(known, _)| known == name) {
@@ -333,10 +346,11 @@ impl Parts {
     pub(crate) fn stream(&self, without: &Without) -> Result<Stream, Error> {
         let (mut found, mut entries) = (Vec::new(), Vec::new());
         for (name, part) in &self.parts {
-            if let Some(tree) = part.contents(name, without, &mut found)? {
+            if let Some(tree) = part.contents(name, &mut found)? {
                 entries.push((Tree::Str(name.clone()), tree));
             }
         }
+        found.retain(|(_, region, _)| without.keeps(region));
         found.sort_by_key(|(place, _, _)| *place);
         let mut stream = Stream::default();
         for (_, region, source) in found {
@@ -447,22 +461,20 @@ impl Part {
     fn contents(
         &self,
         name: &str,
-        without: &Without,
         found: &mut Vec<(u8, Region, Source)>,
     ) -> Result<Option<Tree>, Error> {
         match &self.kind {
-            Kind::Memory(memory) if self.kept(without, name) => {
+            Kind::Memory(memory) => {
                 let region = self.region(name, memory.dtype(), &memory.shape());
-                found.push((self.place(), region, Source::Memory(Arc::clone(memory))));
+                found.push((place(&region), region, Source::Memory(Arc::clone(memory))));
                 Ok(None)
             }
-            Kind::File(path) if self.kept(without, name) => {
+            Kind::File(path) => {
                 let (file, length) = open(path)?;
                 let region = self.region(name, Dtype::U8, &[length]);
-                found.push((self.place(), region, Source::File(file, path.clone())));
+                found.push((FILES, region, Source::File(file, path.clone())));
                 Ok(None)
             }
-            Kind::Memory(_) | Kind::File(_) => Ok(None),
             Kind::Structure(structure) => {
                 let tree = structure.tree().map_err(|Busy| Error::Busy { name: name.to_owned() });
                 tree.map(Some)
@@ -471,28 +483,25 @@ impl Part {
                 let pieces = collection.pieces()?;
                 for (within, memory) in pieces.memories {
                     let own = name_within(name, &within);
-                    if self.kept(without, &own) {
-                        let region = self.region(&own, memory.dtype(), &memory.shape());
-                        found.push((self.place(), region, Source::Memory(memory)));
-                    }
+                    let region = self.region(&own, memory.dtype(), &memory.shape());
+                    found.push((place(&region), region, Source::Memory(memory)));
+                }
+                for (within, file) in pieces.files {
+                    let (region, source) = self.given(&name_within(name, &within), file)?;
+                    found.push((FILES, region, source));
                 }
                 Ok(pieces.tree)
             }
         }
     }
 
-    fn kept(&self, without: &Without, name: &str) -> bool {
-        let donated = without.replicated && self.spread == Spread::Replicated;
-        let dropped = self.need == Need::BestEffort && without.names.iter().any(|out| out == name);
-        !donated && !dropped
-    }
-
-    fn place(&self) -> u8 {
-        match (&self.kind, self.spread) {
-            (Kind::File(_), _) => 2,
-            (Kind::Memory(_) | Kind::Structure(_) | Kind::Collection(_), Spread::Own) => 1,
-            (Kind::Memory(_) | Kind::Structure(_) | Kind::Collection(_), Spread::Replicated) => 0,
-        }
+    /// A file that a collection gave.
+    fn given(&self, name: &str, file: File) -> Result<(Region, Source), Error> {
+        let path = PathBuf::from(name);
+        let failed = |source| Error::File { path: path.clone(), what: "read", source };
+        let length = file.metadata().map_err(failed)?.len();
+        let region = Region { need: self.need, ..Region::new(name, Dtype::U8, &[length]) };
+        Ok((region, Source::File(file, path)))
     }
 
     fn takes(&self, saved: &Region) -> Result<Source, Error> {
@@ -690,6 +699,14 @@ fn held<T>(mutex: &Mutex<T>) -> Result<MutexGuard<'_, T>, Busy> {
     }
 }
 
+/// Where memory lies in a stream.
+fn place(region: &Region) -> u8 {
+    match region.spread {
+        Spread::Replicated => 0,
+        Spread::Own => 1,
+    }
+}
+
 fn within(offset: u64, length: usize) -> std::ops::Range<usize> {
     let offset = size(offset);
     offset..offset + length
@@ -701,6 +718,8 @@ fn size(bytes: u64) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
     use super::*;
 
     fn parts() -> (Parts, Tensor<f32>, Tensor<u8>) {
@@ -763,7 +782,7 @@ mod tests {
         assert!(matches!(parts.fit(&newer), Err(Error::NotTaken { name, .. }) if name == "rng"));
     }
 
-    /// A row of tensors that grows.
+    /// A row of tensors that grows, with a file beside them.
     #[derive(Default)]
     struct Rows(Mutex<Vec<Tensor<u8>>>);
 
@@ -781,7 +800,10 @@ mod tests {
             let rows = self.0.lock().unwrap();
             let memory = |row: &Tensor<u8>| Arc::new(row.clone()) as Arc<dyn Memory>;
             let memories = (0..).zip(&*rows).map(|(place, row)| (format!("{place}"), memory(row)));
-            Ok(Pieces { memories: memories.collect(), tree: Some(Tree::Int(5)) })
+            let mut notes = tempfile::tempfile().unwrap();
+            notes.write_all(b"note").unwrap();
+            let files = vec![("notes".to_owned(), notes)];
+            Ok(Pieces { memories: memories.collect(), files, tree: Some(Tree::Int(5)) })
         }
 
         fn room(
@@ -809,18 +831,20 @@ mod tests {
         assert_eq!(parts.layout().regions.len(), 2);
         *rows.0.lock().unwrap() = vec![Tensor::new(vec![1, 2]), Tensor::new(vec![3])];
         let stream = parts.stream(&Without::default()).unwrap();
-        let mut bytes = [0; 14];
+        let mut bytes = [0; 18];
         stream.read(0, &mut bytes).unwrap();
+        assert_eq!(stream.files().map(|(offset, _, _)| offset).collect::<Vec<_>>(), [14]);
         let layout = stream.layout;
         let names: Vec<_> = layout.regions.iter().map(|region| region.name.as_str()).collect();
-        assert_eq!(names, ["weights", "loader", "rows/0", "rows/1"]);
+        assert_eq!(names, ["weights", "loader", "rows/0", "rows/1", "rows/notes"]);
 
         rows.0.lock().unwrap().clear();
         let fitted = parts.fit(&layout).unwrap();
         fitted.write(0, &bytes).unwrap();
         parts.take(&layout.tree).unwrap();
         let rows = rows.0.lock().unwrap();
-        assert_eq!((&rows[0].lock()[..], &rows[1].lock()[..]), (&[1, 2][..], &[3][..]));
+        let row = |number: usize| rows[number].lock().to_vec();
+        assert_eq!([row(0), row(1), row(2)], [&b"\x01\x02"[..], b"\x03", b"note"]);
     }
 
     #[test]

@@ -1,12 +1,13 @@
 """The boat: what a program calls."""
 
 from collections.abc import Callable
-from os import PathLike
+from os import PathLike, fspath
 from types import TracebackType
 from typing import Self, TypeVar
 
 from lifeboat import _signals
 from lifeboat._core import Core, Event, Notice
+from lifeboat._files import Files
 from lifeboat._state import Part
 
 _Hook = TypeVar("_Hook", bound=Callable[[Notice], object])
@@ -66,6 +67,26 @@ class Boat:
         Raises UnsupportedStateError, with the path of what cannot be saved.
         """
         self._core.register(name, Part(name, obj, replicated, self._allow_pickle))
+
+    def register_files(
+        self,
+        *,
+        save: Callable[[str], object],
+        load: Callable[[str], object],
+        name: str = "files",
+        scratch: str | PathLike[str] | None = None,
+    ) -> None:
+        """Adds state that a framework keeps for itself: DeepSpeed, Accelerate, Megatron.
+
+        `save(folder)` writes all of it into an empty folder, and returns when the files are
+        complete; `load(folder)` takes it from a folder with the same files. Both are called within
+        `step`, `save` and `restore`, on the thread that calls these.
+
+        The files go to the agent by descriptor and are unlinked at once. `scratch` is where the
+        folder is made, by default where `tempfile` makes its own: it needs room for one state.
+        """
+        place = None if scratch is None else fspath(scratch)
+        self._core.register(name, Files(name, save, load, place))
 
     def restore(self, default: int = 0, *, newer_than: int | None = None) -> int:
         """Fills the state with the newest that was saved; returns how many steps it has.

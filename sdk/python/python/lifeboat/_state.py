@@ -73,6 +73,10 @@ class Part:
         self._settle: Build | None = None
         self._check()
 
+    def known(self) -> tuple[list[Told], object]:
+        """Its regions when it is registered."""
+        return self.collect()
+
     def collect(self) -> tuple[list[Told], object]:
         """Its regions and its tree, now."""
         collected = _Collected(self._name, self._allow_pickle)
