@@ -12,10 +12,13 @@ use crate::script::ScriptError;
 use crate::world::World;
 use crate::world::build;
 use crate::world::build::NodeSpec;
+use crate::world::cluster::object::keyed;
+use crate::world::cluster::object::set;
 use crate::world::cluster::resource::BUDGET;
 use crate::world::cluster::resource::DAEMON_SET;
 use crate::world::cluster::resource::JOB;
 use crate::world::cluster::resource::NODE_OVERLAY;
+use crate::world::cluster::resource::NODE_POOL;
 use crate::world::cluster::resource::PRIORITY_CLASS;
 use crate::world::instances::Purchase;
 use crate::world::machines::Gpu;
@@ -101,6 +104,7 @@ pub fn put(world: &World, folder: &Path, line: &Line) -> Result<(), ScriptError>
         "node" => node(world, folder, line),
         "job" => job(world, line),
         "sold-out" => sold_out(world, line),
+        "limit" => limit(world, line),
         _ => Err(line.fault("nothing like this stands on a stage")),
     }
 }
@@ -277,6 +281,18 @@ fn behavior(line: &Line) -> Result<Behavior, ScriptError> {
             None => Speaks::This,
         },
     })
+}
+
+/// `limit RESOURCE N`: of the pool.
+fn limit(world: &World, line: &Line) -> Result<(), ScriptError> {
+    let (resource, most) = (line.word(1)?.to_owned(), line.word(2)?.to_owned());
+    world.update(|state| {
+        let mut pool =
+            state.cluster.find(NODE_POOL, POOL).map(|pool| Value::clone(pool)).unwrap_or_default();
+        set(&mut pool, &keyed("/spec/limits", &resource), json!(most));
+        state.cluster.put(NODE_POOL, pool);
+    });
+    Ok(())
 }
 
 /// `sold-out g5.xlarge us-east-2b [spot]`: neither Spot nor on demand; with `spot`, that alone.

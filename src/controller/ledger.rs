@@ -21,8 +21,6 @@ use crate::adapters::cluster::rows::Rows;
 const HOUR: Duration = Duration::from_hours(1);
 /// How long the watch may take to show a claim that was made.
 const SHOWN_WITHIN: Duration = Duration::from_secs(30);
-/// From a claim's launch until its NodePool's count shows it, and whatever we last read of that.
-const COUNTED_WITHIN: Duration = Duration::from_secs(15);
 
 /// Claims by name, with when they were asked for.
 #[derive(Debug, Default)]
@@ -65,11 +63,7 @@ fn fleet(asked: &BTreeMap<String, Timestamp>, claims: &Rows<ClaimRow>, now: Time
     let unshown = unshown.count();
     let alive = || ours.iter().filter(|claim| claim.deleted_at.is_none());
     let in_flight = alive().filter(|claim| !claim.is("Initialized"));
-    let counted = |claim: &&ClaimRow| {
-        let launched = claim.conditions.get("Launched").copied().flatten();
-        launched.is_some_and(|at| elapsed(at, now) >= COUNTED_WITHIN)
-    };
-    let uncounted = alive().filter(|claim| !counted(claim));
+    let uncounted = alive().filter(|claim| claim.capacity.is_empty());
     let on_demand = ours.iter().filter(|claim| is_on_demand(claim));
     let lately = |claim: &&ClaimRow| {
         claim.created_at.is_some_and(|at| elapsed(at, now) < HOUR)

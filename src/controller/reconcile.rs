@@ -27,6 +27,7 @@ use crate::controller::first_aid;
 use crate::controller::memory::Memory;
 use crate::controller::observe;
 use crate::controller::record;
+use crate::controller::replace;
 use crate::metrics;
 
 /// First pause after a step failed; doubled up to [`WORRY_MAX`].
@@ -113,7 +114,7 @@ fn decide(deps: &Deps, memory: &Memory, row: &InterruptionRow) -> (ClusterFacts,
     let now = deps.clock.now();
     let mut facts = observe::facts(deps, memory, row);
     let plan = deps.ledger.plan(&deps.caches.claims, now, |fleet| {
-        facts.replacement.fleet = fleet;
+        replace::count(deps, memory, fleet, &mut facts.replacement);
         cluster::plan(&facts, &deps.settings.policy, now)
     });
     for refused in &plan.refused {

@@ -36,6 +36,7 @@ use crate::adapters::cluster::overlays;
 use crate::adapters::cluster::pods;
 use crate::adapters::cluster::pods::PodRow;
 use crate::adapters::cluster::pools;
+use crate::adapters::cluster::rows::Rows;
 use crate::adapters::cluster::volumes;
 use crate::controller::Deps;
 use crate::controller::memory::Memory;
@@ -85,25 +86,49 @@ pub async fn look(deps: &Deps, memory: &mut Memory, row: &InterruptionRow) {
         return;
     }
     look_at_volumes(deps, memory).await;
-    let fresh = |at: &Instant| at.elapsed() < BELIEVED;
-    // What could not be read is read again at the next look.
-    let known = memory
-        .limits
-        .as_ref()
-        .is_some_and(|(at, limits)| fresh(at) && !matches!(limits, Limits::Unknown));
-    if !known {
+    if !is_known(memory.limits.as_ref(), &Limits::Unknown) {
         memory.limits = Some((Instant::now(), limits(deps, memory).await));
     }
-    let known = memory
-        .overlay
-        .as_ref()
-        .is_some_and(|(at, overlay)| fresh(at) && !matches!(overlay, Overlay::Unknown));
-    if !known {
+    if !is_known(memory.overlay.as_ref(), &Overlay::Unknown) {
         memory.overlay = Some((Instant::now(), overlay(deps, memory, row).await));
     }
 }
 
-/// What the choice of a replacement looks at; the fleet is counted when the plan is made.
+/// What could not be read is read again at the next look; the rest is believed for a while.
+fn is_known<T: PartialEq>(read: Option<&(Instant, T)>, unknown: &T) -> bool {
+    read.is_some_and(|(at, found)| at.elapsed() < BELIEVED && found != unknown)
+}
+
+/// Notes the claims that there are: all of ours, and what those of the pool take of its limits.
+///
+/// Karpenter writes what a pool uses every five seconds, and at any moment some of its nodes may be
+/// missing there (source: `nodepool.counter` of its core). Its claims are never behind by more than
+/// our watch. The fleet is counted first: a claim that launches in between counts twice, not never.
+pub fn count(deps: &Deps, memory: &Memory, fleet: Fleet, facts: &mut ReplacementFacts) {
+    facts.fleet = fleet;
+    let Limits::Known { in_use, .. } = &mut facts.limits else { return };
+    let pool = memory.dying.as_ref().and_then(|claim| claim.labels.get(marks::NODE_POOL));
+    for (resource, shown) in taken(&deps.caches.claims, pool) {
+        let used = in_use.entry(resource).or_default();
+        *used = shown.max(*used);
+    }
+}
+
+/// What the claims of a pool offer that were launched, in sum, and their number as `nodes`.
+fn taken(claims: &Rows<ClaimRow>, pool: Option<&String>) -> BTreeMap<String, u64> {
+    let offered = claims.select(|claim| {
+        let launched = claim.labels.get(marks::NODE_POOL) == pool && !claim.capacity.is_empty();
+        launched.then(|| counted(&claim.capacity))
+    });
+    let mut taken = BTreeMap::from([("nodes".to_owned(), offered.len() as u64)]);
+    for (resource, count) in offered.into_iter().flatten() {
+        let sum = taken.entry(resource).or_default();
+        *sum = sum.saturating_add(count);
+    }
+    taken
+}
+
+/// What the choice of a replacement looks at, but for what [`count`] adds when the plan is made.
 pub fn facts(
     deps: &Deps,
     memory: &Memory,

@@ -6,6 +6,7 @@ use std::time::Duration;
 use crate::world::World;
 
 mod claims;
+mod count;
 mod hear;
 mod provision;
 mod terminate;
@@ -62,11 +63,13 @@ pub async fn run(world: World, settings: Settings) {
     let launches = claims::run(&world, &settings);
     let terminates = terminate::run(&world);
     let provisions = provision::run(&world, settings.provisions);
+    let counts = count::run(&world);
     tokio::select! {
         biased;
         () = hears => (),
         () = launches => (),
         () = terminates => (),
         () = provisions => (),
+        () = counts => (),
     }
 }

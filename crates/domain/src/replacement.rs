@@ -243,7 +243,7 @@ pub enum Limits {
     Known {
         /// `spec.limits`.
         limits: BTreeMap<String, u64>,
-        /// `status.resources`.
+        /// `status.resources`, or what its claims offer in sum where that is more.
         in_use: BTreeMap<String, u64>,
     },
     /// There are none, or there is no NodePool.
@@ -274,7 +274,7 @@ pub enum Overlay {
 pub struct Fleet {
     /// Alive, and not yet Ready.
     pub in_flight: u32,
-    /// Asked for so lately that no NodePool's `status.resources` may be relied on to show them.
+    /// Not launched yet, so that nothing says what they will take of a NodePool's limits.
     #[serde(default)]
     pub uncounted: u32,
     /// Made within the last hour.

@@ -25,6 +25,7 @@ use crate::world::cluster::resource::NODE_POOL;
 use crate::world::cluster::resource::POD;
 use crate::world::karpenter::Provisions;
 use crate::world::karpenter::claims::offers;
+use crate::world::karpenter::count;
 use crate::world::karpenter::terminate::disrupted;
 use crate::world::karpenter::terminate::is_held;
 use crate::world::offerings::Offering;
@@ -170,11 +171,12 @@ fn provision(state: &mut State) -> usize {
     bought
 }
 
-/// A claim of the first pool that has an offering for a pod.
+/// A claim of the first pool that has room by its limits, and an offering for a pod.
 fn claim_for(state: &State, pod: &Value) -> Option<Value> {
     let now = state.cluster.now();
     let pools: Vec<Arc<Value>> = state.cluster.list(NODE_POOL).cloned().collect();
-    pools.iter().find_map(|pool| {
+    let mut pools = pools.iter().filter(|pool| count::has_room(&state.cluster, pool));
+    pools.find_map(|pool| {
         let claim = template(pool, pod);
         let requirements = items(&claim, "/spec/requirements");
         let candidates = state.offerings.candidates(requirements, now);
