@@ -1,6 +1,7 @@
 //! Our programs as processes: what their environment tells them, and how they are started.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::path::Path;
 use std::path::PathBuf;
 use std::process::Stdio;
@@ -59,6 +60,39 @@ pub struct Crew {
     pub metadata: Metadata,
 }
 
+/// The folder of our programs as cargo builds them for a test, two above it.
+///
+/// # Errors
+/// What is not built, and what builds it.
+pub fn built() -> Result<PathBuf, String> {
+    let test = std::env::current_exe().map_err(|error| error.to_string())?;
+    let folder = test.ancestors().nth(2).ok_or("a test lies in no target folder")?.to_owned();
+    for program in ["lifeboat", "examples/trainer"] {
+        if !folder.join(program).exists() {
+            return Err(format!("`{program}` is not built (`make build` does it)"));
+        }
+    }
+    Ok(folder)
+}
+
+/// Starts a controller with this environment, whose output is added to a file.
+pub fn start_controller(
+    program: &Path,
+    environment: impl IntoIterator<Item = (String, String)>,
+    log: &Path,
+) -> anyhow::Result<Child> {
+    let log = File::options().create(true).append(true).open(log)?;
+    Command::new(program)
+        .arg("controller")
+        .envs(environment)
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log)
+        .kill_on_drop(true)
+        .spawn()
+        .with_context(|| format!("{} was not started", program.display()))
+}
+
 impl Crew {
     /// Starts one replica of the controller; it ends with what is returned.
     pub fn controller(
@@ -75,17 +109,7 @@ impl Crew {
             ("LIFEBOAT_QUEUE_ENDPOINT".to_owned(), endpoint.clone()),
         ]);
         environment.extend(self.settings.clone());
-        let log = std::fs::File::options().create(true).append(true).open(log)?;
-        let program = self.programs.join("lifeboat");
-        Command::new(&program)
-            .arg("controller")
-            .envs(environment)
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log)
-            .kill_on_drop(true)
-            .spawn()
-            .with_context(|| format!("{} was not started", program.display()))
+        start_controller(&self.programs.join("lifeboat"), environment, log)
     }
 
     /// The command and the environment of the agent in a container.

@@ -21,6 +21,7 @@ use lifeboat_chaos::control_plane::Settings;
 use lifeboat_chaos::control_plane::audit::Entry;
 use lifeboat_chaos::control_plane::cloud::Behavior;
 use lifeboat_chaos::control_plane::identity::Identity;
+use lifeboat_chaos::crew;
 use serde_json::Value;
 use serde_json::json;
 use tokio::runtime::Runtime;
@@ -228,15 +229,7 @@ fn instance_types() -> Value {
 
 /// The folder of our own programs; `None`, said aloud, where they were not built.
 fn programs() -> Option<PathBuf> {
-    let test = std::env::current_exe().unwrap();
-    let folder = test.parent()?.parent()?.to_owned();
-    for program in ["lifeboat", "examples/trainer"] {
-        if !folder.join(program).exists() {
-            eprintln!("skipped: `{program}` is not built (`make build` does it)");
-            return None;
-        }
-    }
-    Some(folder)
+    crew::built().inspect_err(|missing| eprintln!("skipped: {missing}")).ok()
 }
 
 fn runtime() -> &'static Runtime {

@@ -3,19 +3,12 @@
 
 use std::path::PathBuf;
 
+use lifeboat_chaos::crew;
 use lifeboat_chaos::kill;
 
-/// The folder of the built programs; `None`, said aloud, where they were not built.
+/// The folder of our own programs; `None`, said aloud, where they were not built.
 fn programs() -> Option<PathBuf> {
-    let test = std::env::current_exe().unwrap();
-    let folder = test.parent()?.parent()?.to_owned();
-    for program in ["lifeboat", "examples/trainer"] {
-        if !folder.join(program).exists() {
-            eprintln!("skipped: `{program}` is not built (`make build` does it)");
-            return None;
-        }
-    }
-    Some(folder)
+    crew::built().inspect_err(|missing| eprintln!("skipped: {missing}")).ok()
 }
 
 /// After each write in turn: a whole checkpoint or none lies in the bucket, the agent that comes

@@ -2,16 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::fs::File;
 use std::path::Path;
-use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::Context;
 use serde::Serialize;
 use tokio::process::Child;
-use tokio::process::Command;
 use tokio::time::Instant;
+
+use crate::crew;
 
 /// Ticks of a second in `/proc`.
 ///
@@ -46,16 +45,8 @@ impl Controller {
         environment: &BTreeMap<&'static str, String>,
         log: &Path,
     ) -> anyhow::Result<Self> {
-        let log = File::create(log)?;
-        let child = Command::new(program)
-            .arg("controller")
-            .envs(environment)
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log)
-            .kill_on_drop(true)
-            .spawn()
-            .with_context(|| format!("{} was not started", program.display()))?;
+        let environment = environment.iter().map(|(key, value)| ((*key).to_owned(), value.clone()));
+        let child = crew::start_controller(program, environment, log)?;
         let pid = child.id().context("the controller ended at once")?;
         Ok(Self { child, pid })
     }

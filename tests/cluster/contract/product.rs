@@ -45,6 +45,7 @@ use lifeboat_domain::signal::Signal;
 use lifeboat_domain::signal::Source;
 use serde_json::Value;
 use serde_json::json;
+use tokio::task::JoinSet;
 
 use crate::rules::rules;
 use crate::rules::witness::NODES;
@@ -620,33 +621,12 @@ async fn what_is_read_is_there_or_not(witness: &mut Witness) {
 
 async fn rows_follow_what_happens(witness: &mut Witness) {
     witness.running("a").await;
-    let rows: Rows<PodRow> = Rows::default();
-    let cluster = cluster(witness);
-    let namespace = witness.namespace().to_owned();
-    let names = |rows: &Rows<PodRow>| {
-        let mut mine = rows.select(|row| (row.namespace == namespace).then(|| row.name.clone()));
-        mine.sort();
-        format!("{mine:?}")
-    };
-    let follow = rows.follow(pods::api(&cluster), Selector::All, |_| ());
-    let mut told = Vec::new();
-    let look = async {
-        rows.synced().await;
-        told.push(names(&rows));
-        witness.running("b").await;
-        until(|| names(&rows).contains('b')).await;
-        witness.delete(&witness.pod("a"), json!({ "gracePeriodSeconds": 0 })).await;
-        until(|| !names(&rows).contains('a')).await;
-        told.push(names(&rows));
-    };
-    tokio::select! {
-        biased;
-        () = look => (),
-        () = follow => (),
-    }
-    for names in told {
-        witness.note("rows", names);
-    }
+    let seen = Followed::begin(witness, Selector::All).await;
+    witness.running("b").await;
+    until(|| seen.names().contains('b')).await;
+    witness.delete(&witness.pod("a"), json!({ "gracePeriodSeconds": 0 })).await;
+    until(|| !seen.names().contains('a')).await;
+    seen.tell(witness);
 }
 
 async fn rows_of_one_node_follow_what_happens(witness: &mut Witness) {
@@ -654,31 +634,47 @@ async fn rows_of_one_node_follow_what_happens(witness: &mut Witness) {
     let mut other = crate::rules::witness::pod("c");
     other["spec"]["nodeName"] = json!("gpu-2");
     witness.create(&witness.here("pods"), &other).await;
-    let rows: Rows<PodRow> = Rows::default();
-    let cluster = cluster(witness);
-    let namespace = witness.namespace().to_owned();
-    let fields = format!("spec.nodeName=gpu-1,metadata.namespace={namespace}");
-    let names = |rows: &Rows<PodRow>| {
-        let mut names = rows.select(|row| Some(row.name.clone()));
+    let fields = format!("spec.nodeName=gpu-1,metadata.namespace={}", witness.namespace());
+    let seen = Followed::begin(witness, Selector::Fields(fields)).await;
+    witness.running("b").await;
+    until(|| seen.names().contains('b')).await;
+    seen.tell(witness);
+}
+
+/// The rows of a witness' own pods, followed until this is dropped.
+pub(super) struct Followed {
+    rows: Rows<PodRow>,
+    namespace: String,
+    first: String,
+    _task: JoinSet<()>,
+}
+
+impl Followed {
+    /// Begins, and returns when all is listed.
+    pub(super) async fn begin(witness: &Witness, selector: Selector) -> Self {
+        let (rows, cluster) = (Rows::default(), cluster(witness));
+        let follows = rows.clone();
+        let mut task = JoinSet::new();
+        task.spawn(async move { follows.follow(pods::api(&cluster), selector, |_| ()).await });
+        rows.synced().await;
+        let namespace = witness.namespace().to_owned();
+        let mut followed = Self { rows, namespace, first: String::new(), _task: task };
+        followed.first = followed.names();
+        followed
+    }
+
+    /// The names of the pods now.
+    pub(super) fn names(&self) -> String {
+        let mine = |row: &PodRow| (row.namespace == self.namespace).then(|| row.name.clone());
+        let mut names = self.rows.select(mine);
         names.sort();
         format!("{names:?}")
-    };
-    let follow = rows.follow(pods::api(&cluster), Selector::Fields(fields), |_| ());
-    let mut told = Vec::new();
-    let look = async {
-        rows.synced().await;
-        told.push(names(&rows));
-        witness.running("b").await;
-        until(|| names(&rows).contains('b')).await;
-        told.push(names(&rows));
-    };
-    tokio::select! {
-        biased;
-        () = look => (),
-        () = follow => (),
     }
-    for names in told {
-        witness.note("rows", names);
+
+    /// Notes the names at first and now.
+    pub(super) fn tell(&self, witness: &mut Witness) {
+        witness.note("rows", self.first.clone());
+        witness.note("rows", self.names());
     }
 }
 

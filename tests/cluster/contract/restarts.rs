@@ -1,13 +1,10 @@
 //! What a restart of the server breaks, and what it does not.
 
-use lifeboat::adapters::cluster::Cluster;
-use lifeboat::adapters::cluster::Slots;
-use lifeboat::adapters::cluster::pods;
-use lifeboat::adapters::cluster::pods::PodRow;
-use lifeboat::adapters::cluster::rows::Rows;
 use lifeboat::adapters::cluster::rows::Selector;
 use serde_json::json;
 
+use super::product::Followed;
+use super::product::until;
 use crate::rules::rules;
 use crate::rules::witness::Witness;
 use crate::rules::witness::pod;
@@ -48,31 +45,10 @@ async fn what_was_written_is_there_after_a_restart(witness: &mut Witness) {
 
 async fn rows_go_on_after_a_restart(witness: &mut Witness) {
     witness.running("a").await;
-    let rows: Rows<PodRow> = Rows::default();
-    let cluster = Cluster::first_aid(witness.client(), &Slots::new(64, 16));
-    let namespace = witness.namespace().to_owned();
-    let names = |rows: &Rows<PodRow>| {
-        let mut mine = rows.select(|row| (row.namespace == namespace).then(|| row.name.clone()));
-        mine.sort();
-        format!("{mine:?}")
-    };
-    let follow = rows.follow(pods::api(&cluster), Selector::All, |_| ());
-    let mut told = Vec::new();
-    let look = async {
-        rows.synced().await;
-        told.push(names(&rows));
-        witness.restart().await;
-        witness.running("b").await;
-        witness.delete(&witness.pod("a"), json!({ "gracePeriodSeconds": 0 })).await;
-        super::product::until(|| names(&rows) == r#"["b"]"#).await;
-        told.push(names(&rows));
-    };
-    tokio::select! {
-        biased;
-        () = look => (),
-        () = follow => (),
-    }
-    for names in told {
-        witness.note("rows", names);
-    }
+    let seen = Followed::begin(witness, Selector::All).await;
+    witness.restart().await;
+    witness.running("b").await;
+    witness.delete(&witness.pod("a"), json!({ "gracePeriodSeconds": 0 })).await;
+    until(|| seen.names() == r#"["b"]"#).await;
+    seen.tell(witness);
 }
