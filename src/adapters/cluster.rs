@@ -11,6 +11,7 @@ use http::Request;
 use http::header::CONTENT_TYPE;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use tokio::time::Instant;
 use tower::BoxError;
 
 use crate::adapters::cluster::slots::Urgency;
@@ -38,6 +39,9 @@ pub use slots::Slots;
 
 /// Longest that one request may take, whatever is left.
 pub const REQUEST_MAX: Duration = Duration::from_secs(2);
+/// Longest that an urgent request waits for its turn in a storm: half of the notice. What could not
+/// be sent by then is tried again by whoever asked, on what is known then.
+const TURN_MAX: Duration = Duration::from_mins(1);
 
 /// Longest that a list or a watch may take to begin its answer.
 ///
@@ -229,22 +233,21 @@ impl Cluster {
         bound: Duration,
     ) -> Result<String, ClusterError> {
         let bound = bound.min(REQUEST_MAX);
-        let answer = match self.urgency {
-            // In a storm these wait for one another: giving up would only begin the wait anew.
-            Urgency::Fence | Urgency::FirstAid => {
-                let _slot = self.slots.take(self.urgency).await;
-                tokio::time::timeout(bound, self.client.request_text(request)).await
-            }
-            Urgency::Routine => {
-                let in_turn = async {
-                    let _slot = self.slots.take(self.urgency).await;
-                    self.client.request_text(request).await
-                };
-                tokio::time::timeout(bound, in_turn).await
-            }
+        // In a storm the urgent wait for one another: giving up would only begin the wait anew.
+        let patience = match self.urgency {
+            Urgency::Fence | Urgency::FirstAid => TURN_MAX,
+            Urgency::Routine => bound,
         };
+        let until = Instant::now() + patience;
         let path = path.to_owned();
-        match answer {
+        let Ok(_slot) = tokio::time::timeout_at(until, self.slots.take(self.urgency)).await else {
+            return Err(ClusterError::Late { path, bound: patience });
+        };
+        let until = match self.urgency {
+            Urgency::Fence | Urgency::FirstAid => Instant::now() + bound,
+            Urgency::Routine => until,
+        };
+        match tokio::time::timeout_at(until, self.client.request_text(request)).await {
             Ok(Ok(text)) => Ok(text),
             Ok(Err(error)) => Err(ClusterError::from_client(path, error)),
             Err(_) => Err(ClusterError::Late { path, bound }),

@@ -26,6 +26,7 @@ use crate::controller::act::Hand;
 use crate::controller::act::Outcome;
 use crate::controller::memory::Memory;
 use crate::controller::observe;
+use crate::controller::wakes;
 use crate::error::Chain;
 use crate::error::Classify;
 use crate::metrics;
@@ -45,10 +46,6 @@ const WARM_EVERY: Duration = Duration::from_secs(20);
 const RECORDED_WITHIN: Duration = Duration::from_mins(10);
 /// How often what is over is forgotten.
 const FORGET_EVERY: Duration = Duration::from_mins(1);
-/// With more interruptions than this, changes are gathered before all are looked at again.
-const CROWD: usize = 64;
-/// How long they are gathered.
-const GATHER: Duration = Duration::from_millis(20);
 
 /// Which interruptions this replica has given first aid, so that the watch does not give it again.
 #[derive(Debug, Default)]
@@ -131,9 +128,7 @@ pub async fn follow(deps: Arc<Deps>) {
             deps.aided.keep(&deps.caches.interruptions.select(urgent).into_iter().collect());
             forgot = Instant::now();
         }
-        if deps.aided.count() > CROWD {
-            tokio::time::sleep(GATHER).await;
-        }
+        wakes::gather(deps.aided.count()).await;
         records.rung().await;
     }
 }

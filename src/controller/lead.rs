@@ -18,6 +18,7 @@ use crate::controller::Deps;
 use crate::controller::ends;
 use crate::controller::reconcile;
 use crate::controller::sweep;
+use crate::controller::wakes;
 use crate::error::Chain;
 use crate::error::Classify;
 use crate::metrics;
@@ -25,11 +26,6 @@ use crate::shutdown::Shutdown;
 
 /// The pause after a renewal that failed: there is little time to lose the Lease in.
 const RENEW_AGAIN: Duration = Duration::from_secs(1);
-
-/// With more open interruptions than this, changes are gathered before all are looked at again.
-const CROWD: usize = 64;
-/// How long they are gathered.
-const GATHER: Duration = Duration::from_millis(20);
 
 /// Holds the Lease whenever it can, and does what its holder does. Losing it cancels tasks only.
 pub async fn run(deps: Arc<Deps>, shutdown: Shutdown) {
@@ -176,9 +172,7 @@ async fn follow_interruptions(deps: Arc<Deps>) {
             let of = instance.clone();
             running.entry(instance).or_insert_with(|| tasks.spawn(task(deps.clone(), of)));
         }
-        if running.len() > CROWD {
-            tokio::time::sleep(GATHER).await;
-        }
+        wakes::gather(running.len()).await;
         tokio::select! {
             biased;
             Some(ended) = tasks.join_next() => {

@@ -5,9 +5,15 @@ use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
 use std::sync::PoisonError;
+use std::time::Duration;
 
 use lifeboat_domain::ids::InstanceId;
 use tokio::sync::watch;
+
+/// With more interruptions than this, changes are gathered before all are looked at again.
+const CROWD: usize = 64;
+/// How long they are gathered.
+const GATHER: Duration = Duration::from_millis(20);
 
 /// The bells of all tasks. Many rings before a task looks are one.
 #[derive(Clone, Debug, Default)]
@@ -50,6 +56,13 @@ impl Ear {
             // The bell is gone: nobody will ring it any more.
             std::future::pending::<()>().await;
         }
+    }
+}
+
+/// Lets changes gather where so many interruptions are looked at for each of them.
+pub async fn gather(interruptions: usize) {
+    if interruptions > CROWD {
+        tokio::time::sleep(GATHER).await;
     }
 }
 
