@@ -31,71 +31,94 @@ const HELD: &str = "lifeboat.dev/held";
 /// Held since its admission: Karpenter has nothing to evict, however fast it is.
 #[test]
 fn a_pod_held_always_is_never_evicted_by_karpenter() {
-    on_stage(async |turn: Turn| {
-        let (early, all) = interrupted(&turn, "always", Duration::ZERO).await;
-        assert_eq!(early, 0, "evicted by Karpenter, of {all}");
+    let (early, all) = in_rounds(20, async |turn, round| {
+        hollow_interrupted(turn, ("always", Duration::ZERO), round).await
     });
+    assert_eq!(early, 0, "evicted by Karpenter, of {all}");
 }
 
 /// Held on the signal, and Karpenter's queue is delayed: we were there first.
 #[test]
 fn a_pod_held_on_the_signal_is_held_before_a_delayed_drain() {
-    on_stage(async |turn: Turn| {
-        let (early, all) = interrupted(&turn, "on-signal", DELAY).await;
-        assert_eq!(early, 0, "evicted by Karpenter before they were held, of {all}");
+    let (early, all) = in_rounds(20, async |turn, round| {
+        hollow_interrupted(turn, ("on-signal", DELAY), round).await
     });
+    assert_eq!(early, 0, "evicted by Karpenter before they were held, of {all}");
 }
 
 /// Without the delay it is a race. Whoever loses it is saved within its own grace all the same.
 #[test]
 fn a_pod_that_was_not_held_in_time_is_saved_all_the_same() {
-    on_stage(async |turn: Turn| {
-        let mut company = turn.company(turn.settings("race")).await;
-        company.start_controller(0).unwrap();
-        company.add_pool(&["g5.xlarge"]).await.unwrap();
-        let jobs: Vec<String> = (0..count(5)).map(|number| format!("race-{number}")).collect();
-        for job in &jobs {
-            let line = format!("job {job} hold on-signal grace 60s step 1s");
-            company.add_job(&line).await.unwrap();
-        }
-        let mut places = Vec::new();
-        for job in &jobs {
-            places.push(story::until_it_trains(&company, job).await);
-        }
-        for place in &places {
-            company.warn(&company.instance_of(&place.node));
-        }
-        for old in &places {
-            let exited = eventually("the end", async || story::exited(&company.events(), &old.pod));
-            let (exited_at, code) = exited.await;
-            let (saved_at, _) = story::saved(&company.events(), &old.pod).expect("saved");
-            assert!(saved_at <= exited_at && code == 143, "{old:?} ended with {code}");
-        }
-        let early =
-            evicted_early(&turn, &places.iter().map(|old| old.pod.clone()).collect::<Vec<_>>());
-        eprintln!(
-            "without a delay, {early} of {} were evicted before they were held",
-            places.len()
-        );
-        company.end().await;
-    });
+    let (early, all) = in_rounds(5, async |turn, round| trainers_interrupted(turn, round).await);
+    eprintln!("without a delay, {early} of {all} were evicted before they were held, all saved");
 }
 
-/// Interrupts nodes at once, and says how many of their pods Karpenter evicted before they were
-/// held, of how many.
-async fn interrupted(turn: &Turn, hold: &str, delay: Duration) -> (usize, usize) {
-    let mut settings = turn.settings(&format!("hearing-{hold}"));
+/// One round of interruptions: its number, and how many.
+#[derive(Clone, Copy, Debug)]
+struct Round {
+    number: usize,
+    count: usize,
+}
+
+/// Plays as many interruptions as are asked for, so many at once; sums up how many pods Karpenter
+/// evicted before they were held, of how many.
+fn in_rounds(at_once: usize, play: impl AsyncFn(&Turn, Round) -> usize) -> (usize, usize) {
+    let asked = std::env::var("LIFEBOAT_CLUSTER_INTERRUPTIONS").ok();
+    let all = asked.and_then(|text| text.parse().ok()).unwrap_or(at_once);
+    let (mut early, mut played) = (0, 0);
+    for number in 0.. {
+        let count = at_once.min(all - played);
+        if count == 0 {
+            break;
+        }
+        played += count;
+        on_stage(async |turn: Turn| early += play(&turn, Round { number, count }).await);
+    }
+    (early, played)
+}
+
+/// Interrupts nodes with trainers under real agents, at once; each is saved before it ends.
+async fn trainers_interrupted(turn: &Turn, round: Round) -> usize {
+    let mut company = turn.company(turn.settings(&format!("race-{}", round.number))).await;
+    company.start_controller(0).unwrap();
+    company.add_pool(&["g5.xlarge"]).await.unwrap();
+    let jobs: Vec<String> = (0..round.count).map(|number| format!("race-{number}")).collect();
+    for job in &jobs {
+        let line = format!("job {job} hold on-signal grace 60s step 1s");
+        company.add_job(&line).await.unwrap();
+    }
+    let mut places = Vec::new();
+    for job in &jobs {
+        places.push(story::until_it_trains(&company, job).await);
+    }
+    for place in &places {
+        company.warn(&company.instance_of(&place.node));
+    }
+    for old in &places {
+        let exited = eventually("the end", async || story::exited(&company.events(), &old.pod));
+        let (exited_at, code) = exited.await;
+        let (saved_at, _) = story::saved(&company.events(), &old.pod).expect("saved");
+        assert!(saved_at <= exited_at && code == 143, "{old:?} ended with {code}");
+    }
+    let pods: Vec<String> = places.into_iter().map(|old| old.pod).collect();
+    let early = evicted_early(turn, &pods);
+    company.end().await;
+    early
+}
+
+/// Interrupts nodes without agents, at once, whose pods nobody saves.
+async fn hollow_interrupted(turn: &Turn, (hold, delay): (&str, Duration), round: Round) -> usize {
+    let mut settings = turn.settings(&format!("hearing-{hold}-{}", round.number));
     (settings.karpenter_hears, settings.agents) = (Some(delay), Where::Nowhere);
     let mut company = turn.company(settings).await;
     company.start_controller(0).unwrap();
     company.start_controller(1).unwrap();
     company.add_pool(&["g5.xlarge"]).await.unwrap();
-    let all = count(20);
-    for number in 0..all {
+    for number in 0..round.count {
         let line = format!("job {hold}-{number} hold {hold} grace 30s");
         company.add_hollow_job(&line).await.unwrap();
     }
-    let pods = running(&company, all).await;
+    let pods = running(&company, round.count).await;
     for node in pods.values() {
         let instance = eventually("the machine", async || {
             Some(company.instance_of(node)).filter(|instance| !instance.is_empty())
@@ -106,9 +129,10 @@ async fn interrupted(turn: &Turn, hold: &str, delay: Duration) -> (usize, usize)
     let names: Vec<String> = pods.into_keys().collect();
     let early = evicted_early(turn, &names);
     let stay = still_held(&company, &names).await;
+    let all = round.count;
     eprintln!("hold {hold}, delay {delay:?}: of {all}, {early} evicted early, {stay} held");
     company.end().await;
-    (early, all)
+    early
 }
 
 /// Waits until so many pods run, and tells the node of each.
@@ -163,10 +187,4 @@ async fn still_held(company: &Company, pods: &[String]) -> usize {
         known && !is_deleting(pod) && !annotation(pod, "karpenter.sh/do-not-disrupt").is_empty()
     };
     all.iter().filter(held).count()
-}
-
-/// How many interruptions each way is tried with.
-fn count(usual: usize) -> usize {
-    let asked = std::env::var("LIFEBOAT_CLUSTER_INTERRUPTIONS").ok();
-    asked.and_then(|text| text.parse().ok()).unwrap_or(usual)
 }
