@@ -25,6 +25,7 @@ test:
 # The real control plane, from pinned Go modules.
 cluster-build:
 	@tests/cluster/build
+	@tests/cluster/helm/build
 
 cluster-up: cluster-build build
 	$(RELEASE)/chaos cluster up --karpenter $(ARGS)

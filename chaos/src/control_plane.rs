@@ -379,12 +379,16 @@ impl Part {
 /// `None` where they were not built.
 pub fn binaries() -> Option<PathBuf> {
     let named = std::env::var_os("LIFEBOAT_CLUSTER_BIN").map(PathBuf::from);
-    let cache = std::env::var_os("LIFEBOAT_CLUSTER_CACHE").map(PathBuf::from);
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent();
-    let cache = cache.or_else(|| Some(root?.join("target/cluster")));
     named
-        .or_else(|| Some(cache?.join("current")))
+        .or_else(|| Some(cache()?.join("current")))
         .filter(|folder| folder.join(Part::ApiServer.name()).exists())
+}
+
+/// The folder of all that is built from Go modules: `LIFEBOAT_CLUSTER_CACHE`, or `target/cluster`.
+pub fn cache() -> Option<PathBuf> {
+    let named = std::env::var_os("LIFEBOAT_CLUSTER_CACHE").map(PathBuf::from);
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent();
+    named.or_else(|| Some(root?.join("target/cluster")))
 }
 
 async fn launch(

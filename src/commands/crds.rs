@@ -6,7 +6,7 @@ use kube::CustomResourceExt;
 use crate::crd::node_interruption::NodeInterruption;
 use crate::crd::workload_checkpoint::WorkloadCheckpoint;
 
-/// Both definitions, by the name of their file in `deploy/crds`.
+/// Both definitions, by the name of their file in the chart.
 pub fn definitions() -> [(&'static str, CustomResourceDefinition); 2] {
     [
         ("nodeinterruptions.yaml", NodeInterruption::crd()),

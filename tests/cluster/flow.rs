@@ -1,4 +1,4 @@
-//! Whose requests come first: `deploy/flowcontrol.yaml` on a server that a tenant floods.
+//! Whose requests come first: the chart's `flowcontrol.yaml` on a server that a tenant floods.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -16,7 +16,8 @@ use tokio::time::Instant;
 
 use crate::plane::binaries;
 
-const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/flowcontrol.yaml");
+const FILE: &str =
+    concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/helm/lifeboat/files/flowcontrol.yaml");
 const LEVEL: &str = "x-kubernetes-pf-prioritylevel-uid";
 const QUEUED: &str = "apiserver_flowcontrol_current_inqueue_requests";
 const REJECTED: &str = "apiserver_flowcontrol_rejected_requests_total";

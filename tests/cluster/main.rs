@@ -8,6 +8,7 @@
 )]
 
 mod beside;
+mod chart;
 mod contract;
 mod ends;
 mod faults;

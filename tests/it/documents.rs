@@ -17,7 +17,7 @@ fn the_table_of_configuration_is_the_one_that_the_program_prints() {
 #[test]
 fn the_definitions_are_the_ones_that_the_program_prints() {
     for (name, definition) in crds::definitions() {
-        golden(&format!("deploy/crds/{name}"), &crds::document(&definition));
+        golden(&format!("deploy/helm/lifeboat/files/crds/{name}"), &crds::document(&definition));
     }
 }
 

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod agent;
+mod chart;
 mod commands;
 mod control_plane;
 mod controller;
