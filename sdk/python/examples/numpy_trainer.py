@@ -8,8 +8,6 @@ when all steps are done, and with 143 when it was saved and told to end. With LI
 folder it can be tried on any machine: send it SIGTERM, and start it again.
 """
 
-import argparse
-import hashlib
 import json
 import signal
 import sys
@@ -19,14 +17,16 @@ from typing import Any
 
 import lifeboat
 import numpy as np
+from harness import Log, Pace, digest, main
 
+PARTS = 16
 RATE, BETA_1, BETA_2, EPSILON = 1e-3, 0.9, 0.999, 1e-8
 
 
 class Trainer:
     """Fits a vector to noisy samples of a hidden one, a part of it in each step."""
 
-    def __init__(self, seed: int, size: int, parts: int) -> None:
+    def __init__(self, seed: int, size: int) -> None:
         hidden = np.random.default_rng(seed)
         self.target = hidden.standard_normal(size, dtype=np.float32)
         # All that a step reads and writes; the rest is made anew from the seed.
@@ -34,7 +34,7 @@ class Trainer:
         self.adam = {"mean": np.zeros_like(self.weights), "variance": np.zeros_like(self.weights)}
         self.progress: dict[str, Any] = {"samples": 0, "loss": None, "betas": (BETA_1, BETA_2)}
         self.rng = np.random.default_rng([seed, 1])
-        self.parts = np.array_split(np.arange(size), parts)
+        self.parts = np.array_split(np.arange(size), PARTS)
 
     def register(self, boat: lifeboat.Boat) -> None:
         boat.register("weights", self.weights)
@@ -70,53 +70,16 @@ class Trainer:
         self.progress["samples"] += len(part)
         self.progress["loss"] = float(np.mean(error * error))
 
-    def digest(self) -> str:
-        state = hashlib.blake2b()
-        for array in (self.weights, self.adam["mean"], self.adam["variance"]):
-            state.update(array)
-        state.update(repr((self.progress, self.rng.bit_generator.state)).encode())
-        return state.hexdigest()
+    def state(self) -> list[object]:
+        rest = (self.progress, self.rng.bit_generator.state)
+        return [self.weights, self.adam["mean"], self.adam["variance"], rest]
 
 
-class Log:
-    """One line of JSON for each thing that happens."""
-
-    def __init__(self, name: str, path: Path | None) -> None:
-        self.name = name
-        self.file = path.open("a", buffering=1) if path else None
-
-    def write(self, event: str, **more: Any) -> None:
-        if self.file is not None:
-            self.file.write(json.dumps({"event": event, "name": self.name, **more}) + "\n")
-
-    def observe(self, event: lifeboat.Event) -> None:
-        print(f"{self.name}: lifeboat: {event}", file=sys.stderr, flush=True)
-        more = {
-            "step": event.step,
-            "epoch": event.epoch,
-            "bytes": event.bytes,
-            "seconds": event.seconds,
-            "spare_seconds": event.spare_seconds,
-            "code": event.code,
-            "reason": event.reason,
-            "proof": event.reason,
-        }
-        known = {key: value for key, value in more.items() if value is not None}
-        self.write(event.name if event.name != "finished" else "note", text=str(event), **known)
-
-
-def main() -> int:
-    options = arguments()
-    trainer = Trainer(options.seed, max(options.bytes // 12, options.blocks), options.blocks)
-    if options.reference:
-        for _ in range(options.steps):
-            trainer.step()
-        print(trainer.digest())
-        return 0
+def train(options: Any, log: Log) -> str:
+    trainer = Trainer(options.seed, max(options.bytes // 12, PARTS))
     if options.teardown:
         # A handler of the program's own is called when the state is saved, before the end.
         signal.signal(signal.SIGTERM, lambda *_: time.sleep(options.teardown / 1000))
-    log = Log(options.name, options.log)
     boat = lifeboat.connect(observer=log.observe)
     if options.files:
         boat.register_files(save=trainer.save, load=trainer.load)
@@ -124,37 +87,14 @@ def main() -> int:
         trainer.register(boat)
     start = boat.restore(default=0)
     log.write("training", **{"from": start})
+    pace = Pace(options.pace)
     for step in range(start + 1, options.steps + 1):
-        begun = time.monotonic()
         trainer.step()
-        time.sleep(max(0.0, options.pace / 1000 - (time.monotonic() - begun)))
-        log.write("step", step=step)
+        pace.keep()
         boat.step(step)
     boat.finish()
-    log.write("finished", step=options.steps, digest=trainer.digest())
-    return 0
-
-
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Adam over a vector, under Lifeboat or alone.")
-    parser.add_argument("--name", default="trainer")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=600)
-    parser.add_argument("--bytes", type=int, default=24 << 20, help="size of the state")
-    parser.add_argument(
-        "--blocks", type=int, default=16, help="parts of the state; a step trains one"
-    )
-    parser.add_argument(
-        "--pace", type=int, default=100, help="least time of a step, in milliseconds"
-    )
-    parser.add_argument(
-        "--files", action="store_true", help="hand the state over as files that it writes itself"
-    )
-    parser.add_argument("--teardown", type=int, default=0, help="milliseconds that it takes to end")
-    parser.add_argument("--log", type=Path, help="file for what happens, as JSON lines")
-    parser.add_argument("--reference", action="store_true", help="only print the digest in the end")
-    return parser.parse_args()
+    return digest(trainer.state())
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(train, ("--files", "hand the state over as files that it writes itself")))

@@ -29,6 +29,7 @@ pub struct Core {
     life: u64,
     fault: Fault,
     saves: Saves,
+    events: Option<Arc<Events>>,
 }
 
 /// Whether there is anywhere to save to.
@@ -51,15 +52,15 @@ impl Core {
         let (required, observer) = given;
         let settings = settings((socket, folder), required, &fault);
         let mut settings = fault.or(py, settings)?;
-        if let Some(observer) = observer {
-            let events = Events::start(observer)?;
+        let events = observer.map(Events::start).transpose()?.map(Arc::new);
+        if let Some(events) = events.clone() {
             settings.observer = Arc::new(move |event| events.tell(event));
         }
         let nowhere = settings.socket.is_none() && settings.folder.is_none();
         let saves = if nowhere { Saves::Nowhere } else { Saves::Somewhere };
         let boat = py.detach(|| Boat::with(settings));
         let boat = Some(fault.or(py, boat)?);
-        Ok(Self { boat, life: fork::life(), fault, saves })
+        Ok(Self { boat, life: fork::life(), fault, saves, events })
     }
 
     fn register(&self, name: &str, object: &Bound<'_, PyAny>) -> PyResult<()> {
@@ -123,6 +124,13 @@ impl Core {
     fn close(&self, py: Python<'_>) {
         if let Some(boat) = self.here() {
             py.detach(|| boat.close());
+        }
+    }
+
+    /// Python is about to end.
+    fn quiet(&self, py: Python<'_>) {
+        if let Some(events) = self.events.as_ref().filter(|_| self.here().is_some()) {
+            py.detach(|| events.quiet());
         }
     }
 

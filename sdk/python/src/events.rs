@@ -1,6 +1,8 @@
 //! What happens to the program, told to a Python function on a thread of its own: the boat's threads
 //! must not wait for the interpreter.
 
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc;
 use std::sync::mpsc::Receiver;
 use std::sync::mpsc::SyncSender;
@@ -26,6 +28,8 @@ pub struct Happening {
 /// Tells a function what happens.
 pub(crate) struct Events {
     into: SyncSender<Message>,
+    /// Python is about to end, and must not be called any more.
+    quiet: AtomicBool,
 }
 
 enum Message {
@@ -39,20 +43,32 @@ impl Events {
         let (into, from) = mpsc::sync_channel(WAITING_MAX);
         let tell = move || tell(&observer, &from);
         thread::Builder::new().name("lifeboat-events".into()).spawn(tell)?;
-        Ok(Self { into })
+        Ok(Self { into, quiet: AtomicBool::new(false) })
     }
 
     pub(crate) fn tell(&self, event: &Event) {
-        if self.into.try_send(Message::Event(event.clone())).is_err() {
+        let quiet = self.quiet.load(Ordering::SeqCst);
+        if quiet || self.into.try_send(Message::Event(event.clone())).is_err() {
             print(event);
         }
         if let Event::Exiting { code, .. } = event {
-            let (told, all) = mpsc::sync_channel(1);
-            if self.into.try_send(Message::End(told)).is_ok() {
-                // Or not, if the function does not return: the program ends all the same.
-                let _all_or_not = all.recv_timeout(LAST_WORDS);
-            }
+            self.drain();
             ending::end(*code);
+        }
+    }
+
+    /// Tells what happened so far, and from then on prints what happens: a thread that writes while
+    /// Python ends is an error that aborts the process.
+    pub(crate) fn quiet(&self) {
+        self.quiet.store(true, Ordering::SeqCst);
+        self.drain();
+    }
+
+    fn drain(&self) {
+        let (told, all) = mpsc::sync_channel(1);
+        if self.into.try_send(Message::End(told)).is_ok() {
+            // Or not, if the function does not return: the program ends all the same.
+            let _all_or_not = all.recv_timeout(LAST_WORDS);
         }
     }
 }

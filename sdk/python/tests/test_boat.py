@@ -1,5 +1,9 @@
 """What a program calls: without an agent, with a folder, and with an agent spoken by hand."""
 
+import os
+import subprocess
+import sys
+import textwrap
 import threading
 import time
 import timeit
@@ -91,7 +95,16 @@ def quick() -> Iterator[None]:
     [
         ({"frame": "key-in-use", "holder": "pod `a`", "wait": False}, "KeyInUseError", "pod `a`"),
         ({"frame": "refused", "reason": "not here"}, "RefusedError", "not here"),
-        ({"frame": "welcome", "version": {"major": 9, "minor": 0}}, "RefusedError", "version 9"),
+        (
+            {"frame": "welcome", "version": {"major": 9, "minor": 0}},
+            "RefusedError",
+            "version 9 of the protocol, this SDK 1. Update the SDK in this image",
+        ),
+        (
+            {"frame": "welcome", "version": {"major": 0, "minor": 7}},
+            "RefusedError",
+            "version 0 of the protocol, this SDK 1. Update the agent of this node",
+        ),
     ],
 )
 def test_an_agent_that_does_not_serve_it_is_an_error(
@@ -108,7 +121,9 @@ def test_an_agent_that_does_not_serve_it_is_an_error(
     [
         ({"world": 2}, "OtherWorldError", "of 2 ranks, this job has 1"),
         ({"layout": {"regions": []}}, "MissingError", "no `weights`"),
-        ({"failed": True}, "NotRestoredError", "the bucket is gone"),
+        ({"failed": "store"}, "NotRestoredError", "it was so. `lifeboat doctor` says whether"),
+        ({"failed": "damaged"}, "NotRestoredError", "it was so. Name an older epoch"),
+        ({"failed": "superseded"}, "SupersededError", "A newer run of this job holds its key"),
     ],
 )
 def test_a_checkpoint_that_does_not_fit_is_an_error(
@@ -116,8 +131,8 @@ def test_a_checkpoint_that_does_not_fit_is_an_error(
 ) -> None:
     def play(line: Line) -> None:
         line.hear("restore")
-        if offer.pop("failed", False):
-            line.say("restore-failed", restore=1, why="store", reason="the bucket is gone")
+        if "failed" in offer:
+            line.say("restore-failed", restore=1, why=offer["failed"], reason="it was so")
             return
         region = {"name": "weights", "dtype": "f64", "shape": [2], "bytes": 16}
         layout = {"regions": [region], "tree": {"map": []}}
@@ -188,6 +203,62 @@ def test_a_save_for_insurance_is_taken_and_the_program_goes_on(peer: Peer) -> No
     assert first == np.arange(3000, dtype=np.uint16).tobytes() and second == weights.tobytes()
     assert begin["layout"]["regions"][0]["name"] == "state/weights"
     assert [{"str": "epoch"}, {"int": 3}] in begin["layout"]["tree"]["map"][0][1]["map"]
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(
+    ("why", "error", "words"),
+    [
+        ("too-late", "TooLateError", "call `safe_point` within it, or register less"),
+        ("superseded", "SupersededError", "end this one, or give it another `lifeboat.dev/job-key"),
+        ("store", "NotSavedError", "`lifeboat doctor` says whether"),
+        ("hand-over", "NotSavedError", "is `agent.ringBudget` large enough"),
+        ("rank", "NotSavedError", "The logs of the other ranks say why"),
+        ("of-a-newer-agent", "NotSavedError", "state was not saved: it was so.$"),
+    ],
+)
+def test_a_save_that_does_not_work_says_what_to_do(
+    peer: Peer, why: str, error: str, words: str
+) -> None:
+    def play(line: Line) -> None:
+        line.lend(1, 4096)
+        line.hear("save-wanted")
+        line.ask(1, "insurance")
+        line.hear("save-begin")
+        line.say("save-failed", save=1, why=why, reason="it was so")
+
+    peer.plays(play)
+    with lifeboat.connect(socket=peer.path) as boat:
+        boat.register("weights", np.ones(2))
+        boat.step(1)
+        with pytest.raises(getattr(lifeboat, error), match=words):
+            boat.save()
+        boat.step(2)
+
+
+def test_a_full_ring_is_waited_for(peer: Peer) -> None:
+    taken: list[bytes] = []
+
+    def play(line: Line) -> None:
+        line.lend(1, 4096)
+        line.hear("save-wanted")
+        line.ask(1, "insurance")
+        line.hear("save-begin")
+        while (frame := line.next())["frame"] != "save-end":
+            # The only slot is the agent's for a while.
+            time.sleep(0.05)
+            taken.append(os.pread(line.ring, frame["bytes"], HEADER))
+            line.say("freed", save=1, slot=0)
+        line.say("taken", save=1)
+        line.say("durable", save=1, step=1, epoch=1)
+
+    peer.plays(play)
+    weights = np.arange(5000, dtype=np.uint16)
+    with lifeboat.connect(socket=peer.path) as boat:
+        boat.register("weights", weights)
+        boat.step(1)
+        assert boat.save() == 1
+    assert b"".join(taken) == weights.tobytes() and len(taken) == 3
 
 
 def test_replicated_parts_are_told_so(peer: Peer) -> None:
@@ -269,3 +340,23 @@ def test_what_was_not_restored_tells_no_lies_about_steps(connect: Connect) -> No
         connect().step(-1)
     with pytest.raises(TypeError):
         connect().step("3")  # type: ignore[arg-type]
+
+
+def test_an_observer_that_writes_does_not_meet_the_end_of_python(tmp_path: Path) -> None:
+    program = """
+    import sys, lifeboat
+    def observe(event):
+        for _ in range(2000):
+            print(event, file=sys.stderr)
+    boat = lifeboat.connect(observer=observe)
+    boat.register("state", {"a": 1})
+    boat.restore()
+    boat.finish()
+    """
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment["LIFEBOAT_DIR"] = str(tmp_path)
+    run = [sys.executable, "-c", textwrap.dedent(program)]
+    for _ in range(5):
+        done = subprocess.run(run, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert done.stderr.count("finished, nothing will be resumed\n") == 2000

@@ -113,7 +113,7 @@ pub enum Error {
         reason: String,
     },
     /// A save did not work.
-    #[error("state was not saved: {reason}")]
+    #[error("state was not saved: {reason}.{}", advice(*why))]
     NotSaved {
         /// What kind of failure.
         why: Failure,
@@ -121,7 +121,7 @@ pub enum Error {
         reason: String,
     },
     /// A restore did not work. The state may be partly overwritten: do not go on with it.
-    #[error("state was not restored: {reason}")]
+    #[error("state was not restored: {reason}.{}", advice(*why))]
     NotRestored {
         /// What kind of failure.
         why: Failure,
@@ -188,11 +188,36 @@ impl Error {
             Self::OtherShape { .. } => "other-shape",
             Self::Missing { .. } => "missing",
             Self::NotTaken { .. } => "not-taken",
+            Self::NotSaved { why: Failure::TooLate, .. } => "too-late",
+            Self::NotSaved { why: Failure::Superseded, .. }
+            | Self::NotRestored { why: Failure::Superseded, .. } => "superseded",
             Self::NotSaved { .. } => "not-saved",
             Self::NotRestored { .. } => "not-restored",
             Self::File { .. } => "file",
             Self::Damaged { .. } => "damaged",
             Self::System { .. } => "system",
         }
+    }
+}
+
+/// What to do about a failure, as a sentence after the reason.
+fn advice(why: Failure) -> &'static str {
+    match why {
+        Failure::TooLate => {
+            " State and step did not fit the time that was left: make the step shorter, call \
+             `safe_point` within it, or register less."
+        }
+        Failure::Superseded => {
+            " A newer run of this job holds its key: end this one, or give it another \
+             `lifeboat.dev/job-key`."
+        }
+        Failure::Store => " `lifeboat doctor` says whether the agent may use the bucket.",
+        Failure::Damaged => " Name an older epoch by the annotation `lifeboat.dev/restore`.",
+        Failure::HandOver => {
+            " Is anything else writing to the state meanwhile, and is `agent.ringBudget` large enough \
+             for all workloads of the node?"
+        }
+        Failure::Rank => " The logs of the other ranks say why.",
+        Failure::CalledOff | Failure::Unknown => "",
     }
 }

@@ -256,7 +256,10 @@ impl<'a> Conversation<'a> {
     fn welcome(&self, welcome: Welcome) {
         if welcome.version.major != VERSION.major {
             let (own, other) = (VERSION.major, welcome.version.major);
-            let reason = format!("it speaks version {other} of the protocol, this SDK {own}");
+            let older = if other < own { "agent of this node" } else { "SDK in this image" };
+            let reason = format!(
+                "it speaks version {other} of the protocol, this SDK {own}. Update the {older}."
+            );
             return self.greeted(Greeting::Refused(reason));
         }
         self.shared.observe(&Event::Connected { agent: welcome.agent });

@@ -37,8 +37,11 @@ from lifeboat._errors import OtherWorldError as OtherWorldError
 from lifeboat._errors import PickleRefusedError as PickleRefusedError
 from lifeboat._errors import RefusedError as RefusedError
 from lifeboat._errors import SettingError as SettingError
+from lifeboat._errors import SupersededError as SupersededError
 from lifeboat._errors import SystemRefusedError as SystemRefusedError
+from lifeboat._errors import TooLateError as TooLateError
 from lifeboat._errors import UnsupportedStateError as UnsupportedStateError
+from lifeboat._loader import Loader as Loader
 from lifeboat._rng import Rng as Rng
 from lifeboat._rng import rng as rng
 from lifeboat._state import Pickled as Pickled

@@ -5,9 +5,15 @@ import sys
 from collections.abc import Callable, Hashable
 from typing import Any, Literal, Protocol
 
-from lifeboat._errors import UnsupportedStateError
+from lifeboat._errors import NotTakenError, UnsupportedStateError
 
 Kind = Literal["array", "tensor", "buffer"]
+Split = tuple[tuple[int, ...], tuple[int | None, ...], tuple[int, ...]]
+"""How ranks share a tensor: its whole size; for each dimension of the mesh, along which of its own
+it is split, or none; the mesh's sides."""
+
+_meshes: dict[tuple[int, ...], Any] = {}
+"""Meshes that were seen, by their sides: what an optimizer holds lies on those of its model."""
 
 _BY_NUMPY = {
     "|b1": "bool",
@@ -92,7 +98,7 @@ def leaf(value: object, path: str) -> Leaf | None:
     """The value as bytes, if it is such; refused if it is and cannot be saved."""
     numpy, torch = sys.modules.get("numpy"), sys.modules.get("torch")
     if torch is not None and isinstance(value, torch.Tensor):
-        return _Tensor(value, path)
+        return _Sharded(value, path) if hasattr(value, "to_local") else _Tensor(value, path)
     if numpy is not None and isinstance(value, numpy.ndarray):
         return _Array(value, path)
     if isinstance(value, (bytes, str)) or (numpy is not None and isinstance(value, numpy.generic)):
@@ -119,6 +125,33 @@ def new(kind: Kind, dtype: str, shape: tuple[int, ...], path: str) -> Leaf:
         return _Array(numpy.empty(shape, dtype=names[0]), path)
     room = bytearray(math.prod(shape))
     return _Buffer(room, memoryview(room), path)
+
+
+def split(leaf: Leaf) -> Split | None:
+    """How ranks share it; none if each has its own."""
+    return leaf.split if isinstance(leaf, _Sharded) else None
+
+
+def new_shard(dtype: str, shape: tuple[int, ...], split: Split, path: str) -> Leaf:
+    """Room for this rank's part of a tensor that the program has no place for yet."""
+    torch = _module("torch", path)
+    from torch.distributed.tensor import DTensor, Replicate, Shard
+
+    size, sides, mesh = split
+    if mesh not in _meshes:
+        raise NotTakenError(
+            f"`{path}` is shared by ranks in the checkpoint: register the model that is sharded "
+            "before what belongs to it"
+        )
+    local = torch.empty(
+        shape, dtype=_named(torch, _BY_TORCH, dtype, path), device=_meshes[mesh].device_type
+    )
+    placements = [Replicate() if side is None else Shard(side) for side in sides]
+    stride = tuple(math.prod(size[at + 1 :]) for at in range(len(size)))
+    whole = DTensor.from_local(
+        local, _meshes[mesh], placements, run_check=False, shape=torch.Size(size), stride=stride
+    )
+    return _Sharded(whole, path)
 
 
 class _Array:
@@ -167,25 +200,23 @@ class _Tensor:
     def __init__(self, tensor: Any, path: str) -> None:
         torch = sys.modules["torch"]
         dtype = _BY_TORCH.get(str(tensor.dtype))
-        if hasattr(tensor, "to_local"):
-            what = "a DTensor: sharded state is not taken yet"
-        elif tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type == "meta":
+        if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type == "meta":
             what = f"a tensor of {tensor.dtype} on {tensor.device}, {tensor.layout}: make it dense"
         elif dtype is None:
             what = f"a tensor of {tensor.dtype}: convert it"
         else:
-            self.value = tensor
+            self.value = self._local = tensor
             self.dtype = dtype
             self.shape = tuple(tensor.shape)
             return
         raise UnsupportedStateError(f"`{path}` is {what}", path)
 
     def source(self) -> object:
-        tensor = self.value.detach().resolve_conj().resolve_neg().contiguous()
+        tensor = self._local.detach().resolve_conj().resolve_neg().contiguous()
         return _bytes(tensor)
 
     def place(self) -> tuple[object, Callable[[], None] | None] | None:
-        tensor = self.value.detach()
+        tensor = self._local.detach()
         if tensor.is_contiguous() and not tensor.is_conj() and not tensor.is_neg():
             return _bytes(tensor), None
         torch = sys.modules["torch"]
@@ -198,9 +229,34 @@ class _Tensor:
         return _bytes(staged), put
 
     def identity(self) -> Hashable:
-        tensor = self.value
-        place = (tensor.device, tensor.data_ptr()) if tensor.numel() else id(tensor)
+        tensor = self._local
+        place = (tensor.device, tensor.data_ptr()) if tensor.numel() else id(self.value)
         return (place, self.shape, tuple(tensor.stride()), self.dtype)
+
+
+class _Sharded(_Tensor):
+    """A DTensor, by the part that this rank has of it."""
+
+    def __init__(self, tensor: Any, path: str) -> None:
+        torch = sys.modules["torch"]
+        with torch.no_grad():
+            super().__init__(tensor.detach().to_local(), path)
+        self.value = tensor
+        mesh = tuple(tensor.device_mesh.shape)
+        sides = tuple(_side(placement, path) for placement in tensor.placements)
+        self.split: Split = (tuple(tensor.shape), sides, mesh)
+        _meshes[mesh] = tensor.device_mesh
+
+
+def _side(placement: Any, path: str) -> int | None:
+    """The dimension that is split, if one is."""
+    if placement.is_replicate():
+        return None
+    if type(placement).__name__ == "Shard":
+        return int(placement.dim)
+    raise UnsupportedStateError(
+        f"`{path}` is a DTensor of {placement}: only Shard and Replicate are taken", path
+    )
 
 
 class _Buffer:

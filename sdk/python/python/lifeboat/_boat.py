@@ -1,5 +1,6 @@
 """The boat: what a program calls."""
 
+import atexit
 from collections.abc import Callable
 from os import PathLike, fspath
 from types import TracebackType
@@ -8,6 +9,7 @@ from typing import Self, TypeVar
 from lifeboat import _signals
 from lifeboat._core import Core, Event, Notice
 from lifeboat._files import Files
+from lifeboat._replicas import Replicas
 from lifeboat._state import Part
 
 _Hook = TypeVar("_Hook", bound=Callable[[Notice], object])
@@ -40,6 +42,8 @@ def connect(
     with _signals.connecting():
         boat = Boat(Core.connect(socket, folder, (required, observer)), allow_pickle)
     _signals.add(boat._core)
+    # The observer is called on another thread, which must not write while Python ends.
+    atexit.register(boat._core.quiet)
     return boat
 
 
@@ -53,8 +57,9 @@ class Boat:
     def __init__(self, core: Core, allow_pickle: bool) -> None:
         self._core = core
         self._allow_pickle = allow_pickle
+        self._replicas = Replicas()
 
-    def register(self, name: str, obj: object, *, replicated: bool = False) -> None:
+    def register(self, name: str, obj: object, *, replicated: bool | None = None) -> None:
         """Adds a part to the state. All are to be added before `restore` and the first `step`.
 
         `obj` is anything that can be filled in place: an object with `state_dict` and
@@ -62,10 +67,13 @@ class Boat:
         generator, or a dict or list of these and of plain values. What it holds is read when it is
         saved, so it may change and grow, but the object itself must stay the same.
 
-        `replicated`: all ranks hold the same tensors, so that one of them can hand them over.
+        `replicated`: all ranks hold the same tensors, so that one of them can hand them over. By
+        itself for a model under DDP that has no buffers, and for the optimizer of its parameters.
 
         Raises UnsupportedStateError, with the path of what cannot be saved.
         """
+        if replicated is None:
+            replicated = self._replicas.hold(obj)
         self._core.register(name, Part(name, obj, replicated, self._allow_pickle))
 
     def register_files(
@@ -128,6 +136,8 @@ class Boat:
         """Lets go of the agent, and of SIGTERM. Nothing is saved any more."""
         _signals.remove(self._core)
         self._core.close()
+        self._core.quiet()
+        atexit.unregister(self._core.quiet)
 
     def __enter__(self) -> Self:
         return self

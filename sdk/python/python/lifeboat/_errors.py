@@ -61,6 +61,14 @@ class NotSavedError(LifeboatError):
     """A save did not work. The program may go on."""
 
 
+class TooLateError(NotSavedError):
+    """State and step did not fit the time that was left."""
+
+
+class SupersededError(LifeboatError):
+    """A newer run of this job holds its key: this one is to end."""
+
+
 class NotRestoredError(LifeboatError):
     """A restore did not work. The state may be partly overwritten: do not go on with it."""
 
@@ -97,6 +105,8 @@ BY_LABEL: dict[str, type[LifeboatError]] = {
     "missing": MissingError,
     "not-taken": NotTakenError,
     "not-saved": NotSavedError,
+    "too-late": TooLateError,
+    "superseded": SupersededError,
     "not-restored": NotRestoredError,
     "file": FileError,
     "damaged": DamagedError,

@@ -86,9 +86,9 @@ class Files:
     def _call(self, use: Use, folder: Path, kind: type[LifeboatError], what: str) -> None:
         try:
             use(str(folder))
-        except LifeboatError:
+        except (LifeboatError, KeyboardInterrupt, SystemExit):
             raise
-        except Exception as error:
+        except BaseException as error:  # torch.distributed.checkpoint's is no Exception
             why = f"`{getattr(use, '__name__', use)}` raised {type(error).__name__}: {error}"
             raise kind(f"`{self._name}` {what}: {why}") from error
 

@@ -94,12 +94,10 @@ def _put(generator: Any, saved: Any) -> None:
 
 
 def _state_of_numpy(state: Any) -> Any:
-    """NumPy gives the numbers of a state as its own kinds here and there."""
+    """In numbers of Python, which are read from anywhere without NumPy's own classes."""
     if isinstance(state, dict):
         return {key: _state_of_numpy(value) for key, value in state.items()}
-    if hasattr(state, "item") and getattr(state, "ndim", 1) == 0:
-        return state.item()
-    return state
+    return state.tolist() if hasattr(state, "tolist") else state
 
 
 def _imported(name: str) -> Any:

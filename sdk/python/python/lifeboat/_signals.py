@@ -70,6 +70,12 @@ def check() -> None:
         )
 
 
+def retake() -> None:
+    """Takes SIGTERM back from a framework whose own handler would end the program unsaved."""
+    if _is_main() and any(boat.saves for boat in _boats):
+        signal.signal(signal.SIGTERM, _on_sigterm)
+
+
 @contextlib.contextmanager
 def connecting() -> Iterator[None]:
     """While a boat is being connected there is nothing to save yet."""

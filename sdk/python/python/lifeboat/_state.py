@@ -1,8 +1,8 @@
 """Objects as state: their tensors as regions, and the rest as a typed tree.
 
 What the tree has no type for is written as a map of one key: `lifeboat.tuple`, `lifeboat.tensor`,
-`lifeboat.buffer`, `lifeboat.scalar`, `lifeboat.object`, `lifeboat.pickle`. A region alone is an
-array.
+`lifeboat.shard`, `lifeboat.buffer`, `lifeboat.scalar`, `lifeboat.object`, `lifeboat.pickle`. A
+region alone is an array.
 """
 
 import pickle
@@ -153,7 +153,9 @@ class _Collected:
             return _text(value, path)
         leaf = _arrays.leaf(value, path)
         if leaf is not None:
-            region = self._region(leaf, path)
+            region, split = self._region(leaf, path), _arrays.split(leaf)
+            if split is not None:
+                return {_MARK + "shard": [region, *(list(sides) for sides in split)]}
             return region if leaf.kind == "array" else {_MARK + leaf.kind: region}
         if isinstance(value, Pickled):
             return {_MARK + "pickle": self._pickle(value, path)}
@@ -287,6 +289,8 @@ class _Fitting:
         rest, inner = mark.removeprefix(_MARK), tree[mark]
         if rest in ("tensor", "buffer"):
             return self._tensor(inner, rest, live, where)
+        if rest == "shard":
+            return self._shard(inner, live, where)
         if rest == "tuple":
             there = list(live) if isinstance(live, tuple) else _ABSENT
             built = self._list(inner, there, (path, _Manner(False, manner.strict)))
@@ -306,6 +310,23 @@ class _Fitting:
         within = region.name.removeprefix(self._name).removeprefix("/")
         leaf = self.assign(within, kind, live, (path, manner.strict))
         return lambda: leaf.value
+
+    def _shard(self, inner: Any, live: Any, where: tuple[str, _Manner]) -> Build:
+        path, _ = where
+        region: Any = inner[0]
+        split: Any = tuple(tuple(sides) for sides in inner[1:])
+        own = None if live is _ABSENT else _arrays.leaf(live, path)
+        here = None if own is None else _arrays.split(own)
+        if own is not None and here != split:
+            how = "not shared by ranks" if here is None else f"shared by ranks as {here}"
+            raise OtherShapeError(
+                f"`{path}` is {how} here and as {split} in the checkpoint: shard as it was"
+            )
+        if own is None and isinstance(region, Region):
+            within = region.name.removeprefix(self._name).removeprefix("/")
+            dtype, shape = self._saved[within]
+            live = _arrays.new_shard(dtype, shape, split, path).value
+        return self._tensor(region, "tensor", live, where)
 
     def _list(self, tree: list[Any], live: Any, where: tuple[str, _Manner]) -> Build:
         path, manner = where
