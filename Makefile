@@ -5,7 +5,7 @@ CARGO ?= cargo
 ALL := --workspace --exclude lifeboat-ec2 --no-default-features
 RELEASE := target/release
 
-.PHONY: demo test lint build cluster-build cluster-up cluster-down cluster-test
+.PHONY: demo test lint build cluster-build cluster-up cluster-down cluster-test peers-build
 
 build:
 	$(CARGO) build --release $(ALL) --bins --lib --examples
@@ -36,3 +36,7 @@ cluster-down:
 # Two at a time, each on a control plane of its own: they wait more than they work.
 cluster-test: cluster-build build
 	$(CARGO) test --release $(ALL) --test cluster -- --nocapture --test-threads=2 $(ARGS)
+
+# Those whom `chaos bench peers` compares Lifeboat with; no part of `test`.
+peers-build: cluster-build
+	@tests/cluster/peers/build

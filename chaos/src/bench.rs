@@ -10,6 +10,7 @@ mod figures;
 mod fleet;
 mod floor;
 mod ground;
+pub mod peers;
 mod post;
 mod program;
 mod screen;
@@ -22,17 +23,21 @@ mod witness;
 pub enum Bench {
     /// Notices for many nodes at once, on a real API server.
     Storm(storm::Options),
+    /// The same notices for Lifeboat, Karpenter and aws-node-termination-handler, each alone.
+    Peers(peers::Options),
 }
 
 /// Runs a bench; answers whether all that must hold did hold.
 pub fn run(bench: &Bench) -> anyhow::Result<bool> {
     match bench {
         Bench::Storm(options) if options.simulated => simulated::run(options),
-        Bench::Storm(options) => {
-            let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-            runtime.block_on(storm::run(options))
-        }
+        Bench::Storm(options) => runtime()?.block_on(storm::run(options)),
+        Bench::Peers(options) => runtime()?.block_on(peers::run(options)),
     }
+}
+
+fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()
 }
 
 /// The program that lies beside this one.

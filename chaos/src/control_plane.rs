@@ -228,6 +228,11 @@ impl ControlPlane {
         self.client.clone()
     }
 
+    /// Applies Karpenter's definitions, for a Karpenter that somebody else starts.
+    pub async fn define_karpenter(&self) -> Result<(), ControlPlaneError> {
+        definitions::apply_karpenters(&self.client, &self.settings).await
+    }
+
     /// Where the API server is, as in `https://127.0.0.1:41234`.
     pub fn server(&self) -> String {
         self.layout.server()

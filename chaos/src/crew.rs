@@ -81,16 +81,19 @@ pub fn start_controller(
     environment: impl IntoIterator<Item = (String, String)>,
     log: &Path,
 ) -> anyhow::Result<Child> {
+    start(Command::new(program).arg("controller").envs(environment), log)
+}
+
+/// Starts a program that ends with this process, and whose output is added to a file.
+pub fn start(command: &mut Command, log: &Path) -> anyhow::Result<Child> {
     let log = File::options().create(true).append(true).open(log)?;
-    Command::new(program)
-        .arg("controller")
-        .envs(environment)
+    let started = command
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
         .stderr(log)
         .kill_on_drop(true)
-        .spawn()
-        .with_context(|| format!("{} was not started", program.display()))
+        .spawn();
+    started.with_context(|| format!("{} was not started", command.as_std().get_program().display()))
 }
 
 impl Crew {

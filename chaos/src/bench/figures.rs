@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use serde::Deserialize;
 use serde::Serialize;
 
 use crate::bench::post::Counts;
 use crate::bench::program::Taken;
 
 /// How long something took for each of many nodes.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(super) struct Quantiles {
     /// For how many nodes it came.
     pub(super) count: usize,

@@ -30,12 +30,19 @@ pub(super) struct Fleet {
     pub(super) nodes: usize,
     /// How many pods each has.
     pub(super) pods: usize,
+    /// How long each pod may take to end.
+    grace: u64,
 }
 
 impl Fleet {
     /// Nodes that are named after the fleet.
     pub(super) fn new(name: &'static str, nodes: usize, pods: usize) -> Self {
-        Self { name, nodes, pods }
+        Self { name, nodes, pods, grace: 115 }
+    }
+
+    /// The same with pods that end as soon as they are asked to, with no kubelet to say so.
+    pub(super) fn without_grace(self) -> Self {
+        Self { grace: 0, ..self }
     }
 
     /// The name of a node.
@@ -150,7 +157,7 @@ impl Fleet {
             "spec": {
                 "nodeName": self.node(number),
                 "automountServiceAccountToken": false,
-                "terminationGracePeriodSeconds": 115,
+                "terminationGracePeriodSeconds": self.grace,
                 "containers": [{
                     "name": "train", "image": "train",
                     "resources": { "limits": { "nvidia.com/gpu": "1" } },
@@ -223,7 +230,8 @@ pub(super) async fn post(client: &kube::Client, path: &str, object: &Value) -> a
     }
 }
 
-async fn each(
+/// Does all of it, some at a time.
+pub(super) async fn each(
     work: impl Iterator<Item = impl Future<Output = anyhow::Result<()>>>,
 ) -> anyhow::Result<()> {
     let mut work = std::pin::pin!(futures::stream::iter(work).buffer_unordered(HANDS));

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::path::PathBuf;
 
 use anyhow::Context;
+use jiff::Timestamp;
 use kube::config::KubeConfigOptions;
 use kube::config::Kubeconfig;
 use serde_json::json;
@@ -16,6 +17,7 @@ use crate::control_plane::ControlPlane;
 use crate::control_plane::Durability;
 use crate::control_plane::Nodes;
 use crate::control_plane::Settings;
+use crate::control_plane::audit::Entry;
 use crate::control_plane::identity::Identity;
 
 /// The namespace and the service account of the controller.
@@ -47,14 +49,14 @@ impl Ground {
     }
 
     /// A server of our own, which ends with this.
-    pub(super) async fn ours(durability: Durability) -> anyhow::Result<Self> {
+    pub(super) async fn ours(durability: Durability, audit: Audit) -> anyhow::Result<Self> {
         let binaries = control_plane::binaries();
         let binaries = binaries.context("the control plane is not built: `make cluster-up`")?;
         let folder = tempfile::tempdir()?;
         let settings = Settings {
             durability,
             nodes: Nodes::Quiet,
-            audit: Audit::Off,
+            audit,
             ..Settings::new(&binaries, folder.path())
         };
         let plane = ControlPlane::start(settings).await?;
@@ -87,6 +89,26 @@ impl Ground {
     /// The same, for who is measured.
     pub(super) async fn client(&self) -> anyhow::Result<kube::Client> {
         client(&self.measured).await
+    }
+
+    /// Makes a server of our own know what Karpenter's objects are.
+    pub(super) async fn define_karpenter(&self) -> anyhow::Result<()> {
+        if let Some((plane, _)) = &self.plane {
+            plane.define_karpenter().await?;
+        }
+        Ok(())
+    }
+
+    /// What who is measured has asked of a server of our own since then, without watches; nothing
+    /// where the server keeps no audit log.
+    pub(super) fn asked_since(&self, since: Timestamp) -> anyhow::Result<Vec<Entry>> {
+        let Some((plane, _)) = &self.plane else { return Ok(Vec::new()) };
+        let user = format!("system:serviceaccount:{}:{}", ACCOUNT.0, ACCOUNT.1);
+        let asked = plane
+            .audit()?
+            .into_iter()
+            .filter(|entry| entry.user == user && entry.verb != "watch" && entry.received >= since);
+        Ok(asked.collect())
     }
 
     /// Whether everything goes away with it.

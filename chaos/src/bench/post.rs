@@ -106,7 +106,8 @@ impl Post {
         counts
     }
 
-    fn account(&self) -> String {
+    /// The account that the queue is of.
+    pub(super) fn account(&self) -> String {
         self.world.read(|state| state.instances.account().to_owned())
     }
 
@@ -171,9 +172,12 @@ async fn pass(
     Ok(Response::from_parts(parts, wire::full(body)))
 }
 
-/// How many of these messages no record is seen of. The watch may be a moment behind the server.
+/// How many of these messages no record is seen of, where records are waited for. The watch may be a moment behind the server.
 async fn not_recorded(witness: &Witness, numbers: &[usize]) -> u64 {
     let mut early = 0;
+    if !witness.awaits(Edge::Recorded) {
+        return early;
+    }
     for number in numbers {
         early += u64::from(!witness.until(*number, Edge::Recorded, SHOWN_WITHIN).await);
     }

@@ -1,6 +1,5 @@
 //! A controller as a process, and what it costs.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
@@ -8,6 +7,7 @@ use std::time::Duration;
 use anyhow::Context;
 use serde::Serialize;
 use tokio::process::Child;
+use tokio::process::Command;
 use tokio::time::Instant;
 
 use crate::crew;
@@ -39,14 +39,9 @@ pub(super) struct Taken {
 }
 
 impl Controller {
-    /// Starts a replica, whose output goes to a file.
-    pub(super) fn start(
-        program: &Path,
-        environment: &BTreeMap<&'static str, String>,
-        log: &Path,
-    ) -> anyhow::Result<Self> {
-        let environment = environment.iter().map(|(key, value)| ((*key).to_owned(), value.clone()));
-        let child = crew::start_controller(program, environment, log)?;
+    /// Starts one, whose output is added to a file.
+    pub(super) fn start(command: &mut Command, log: &Path) -> anyhow::Result<Self> {
+        let child = crew::start(command, log)?;
         let pid = child.id().context("the controller ended at once")?;
         Ok(Self { child, pid })
     }

@@ -29,6 +29,7 @@ use crate::bench::post::Post;
 use crate::bench::storm;
 use crate::bench::storm::Options;
 use crate::bench::witness::Edge;
+use crate::bench::witness::Sight;
 use crate::bench::witness::Witness;
 use crate::programs;
 use crate::serve;
@@ -65,7 +66,7 @@ async fn storm(options: &Options) -> anyhow::Result<Figures> {
     put(&world, &[&fleet, &others]);
     let server = Server::new(options.patches_per_second);
     let watched = serve::kube_client(&wire::kube::wire(&world, "bench"), "default");
-    let (witness, _watches) = Witness::start(&watched, &fleet, world.clock()).await;
+    let (witness, _watches) = Witness::start(&watched, (&fleet, Sight::OURS), world.clock()).await;
     let bare = serve::kube_client(&server.before(wire::kube::wire(&world, "floor")), "default");
     let floor = floor::pass((&bare, world.clock()), (&others, &witness), 64).await?;
     let post = Post::new(&world, &fleet, &witness);

@@ -8,6 +8,7 @@ use anyhow::Context;
 use clap::Args;
 use lifeboat::clock::Clock;
 use tempfile::TempDir;
+use tokio::process::Command;
 use tokio::task::JoinSet;
 
 use crate::bench::beside_us;
@@ -27,7 +28,9 @@ use crate::bench::program::Taken;
 use crate::bench::screen;
 use crate::bench::screen::Screen;
 use crate::bench::witness::Edge;
+use crate::bench::witness::Sight;
 use crate::bench::witness::Witness;
+use crate::control_plane::Audit;
 use crate::control_plane::Durability;
 use crate::world::World;
 
@@ -128,7 +131,7 @@ impl Options {
         let durability = if self.no_fsync { Durability::NoFsync } else { Durability::Fsync };
         match &self.kubeconfig {
             Some(kubeconfig) => Ok(Ground::there(kubeconfig, self.etcd.as_deref())),
-            None => Ground::ours(durability).await,
+            None => Ground::ours(durability, Audit::Off).await,
         }
     }
 }
@@ -145,7 +148,8 @@ impl Field {
         fleet.make(&client, screen).await?;
         others.make(&client, screen).await?;
         let world = World::new(Clock::system(), 1);
-        let (witness, watches) = Witness::start(&client, &fleet, world.clock()).await;
+        let (witness, watches) =
+            Witness::start(&client, (&fleet, Sight::OURS), world.clock()).await;
         let post = Post::new(&world, &fleet, &witness);
         let doors = post.serve().await?;
         let mut field = Self {
@@ -179,7 +183,9 @@ impl Field {
                 ("LIFEBOAT_LEASE_IDENTITY", format!("controller-{replica}")),
             ]);
             let log = self.logs.path().join(format!("controller-{replica}.log"));
-            let mut controller = Controller::start(&program, &environment, &log)?;
+            let mut command = Command::new(&program);
+            command.arg("controller").envs(&environment);
+            let mut controller = Controller::start(&mut command, &log)?;
             controller.rests().await?;
             self.controllers.push(controller);
         }

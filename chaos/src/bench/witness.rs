@@ -12,6 +12,8 @@ use std::time::Duration;
 use jiff::Timestamp;
 use lifeboat::adapters::cluster::Cluster;
 use lifeboat::adapters::cluster::Slots;
+use lifeboat::adapters::cluster::claims;
+use lifeboat::adapters::cluster::claims::ClaimRow;
 use lifeboat::adapters::cluster::interruptions;
 use lifeboat::adapters::cluster::interruptions::InterruptionRow;
 use lifeboat::adapters::cluster::nodes;
@@ -27,7 +29,10 @@ use tokio::task::JoinSet;
 
 use crate::bench::fleet::Fleet;
 
-/// What is waited for after a notice.
+/// The taint by which Karpenter fences a node.
+const DISRUPTED: &str = "karpenter.sh/disrupted";
+
+/// What may come after a notice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Edge {
     /// The node has our taint and the cordon.
@@ -38,10 +43,32 @@ pub(super) enum Edge {
     Deleted,
     /// Every pod of the node is held.
     Held,
+    /// The deletion of the node's claim was asked for.
+    ClaimDeleted,
+}
+
+/// Whose fence is looked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fence {
+    /// Our taint and the cordon.
+    Ours,
+    /// A cordon.
+    Cordon,
+    /// Karpenter's taint.
+    Disrupted,
+}
+
+/// What is looked for, and which of it is waited for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sight {
+    /// The fence.
+    pub(super) fence: Fence,
+    /// A node is done when all of these have come.
+    pub(super) awaited: &'static [Edge],
 }
 
 impl Edge {
-    /// All of them, in the order that they are shown.
+    /// All that our controller does, in the order that they are shown.
     pub(super) const ALL: [Self; 4] = [Self::Fenced, Self::Recorded, Self::Deleted, Self::Held];
 
     /// Its name.
@@ -51,6 +78,24 @@ impl Edge {
             Self::Recorded => "recorded",
             Self::Deleted => "deleted",
             Self::Held => "held",
+            Self::ClaimDeleted => "claim deleted",
+        }
+    }
+}
+
+impl Sight {
+    /// All that our controller does.
+    pub(super) const OURS: Self = Self { fence: Fence::Ours, awaited: &Edge::ALL };
+}
+
+impl Fence {
+    fn is_on(self, row: &NodeRow) -> bool {
+        let cordoned = row.unschedulable == Some(true);
+        let taints = || row.taints.iter().flatten();
+        match self {
+            Self::Ours => row.fence().is_some() && cordoned,
+            Self::Cordon => cordoned,
+            Self::Disrupted => taints().any(|taint| taint["key"] == DISRUPTED),
         }
     }
 }
@@ -59,7 +104,7 @@ impl Edge {
 #[derive(Clone, Debug, Default)]
 struct Seen {
     sent: Option<Timestamp>,
-    edges: [Option<Timestamp>; 4],
+    edges: [Option<Timestamp>; 5],
     held: BTreeSet<String>,
 }
 
@@ -67,6 +112,7 @@ struct Seen {
 #[derive(Clone)]
 pub(super) struct Witness {
     fleet: Fleet,
+    sight: Sight,
     clock: Clock,
     seen: Arc<Mutex<Vec<Seen>>>,
     /// Nodes for which all has come.
@@ -79,11 +125,12 @@ impl Witness {
     /// Opens the watches; they run until the set is dropped.
     pub(super) async fn start(
         client: &kube::Client,
-        fleet: &Fleet,
+        (fleet, sight): (&Fleet, Sight),
         clock: &Clock,
     ) -> (Self, JoinSet<()>) {
         let witness = Self {
             fleet: fleet.clone(),
+            sight,
             clock: clock.clone(),
             seen: Arc::new(Mutex::new(vec![Seen::default(); fleet.nodes])),
             done: Arc::default(),
@@ -95,7 +142,10 @@ impl Witness {
         let mut watches = JoinSet::new();
         watches.spawn(witness.clone().follow_nodes(cluster.clone()));
         watches.spawn(witness.clone().follow_records(cluster.clone()));
-        watches.spawn(witness.clone().follow_pods(pods.clone(), cluster));
+        watches.spawn(witness.clone().follow_pods(pods.clone(), cluster.clone()));
+        if sight.fence == Fence::Disrupted {
+            watches.spawn(witness.clone().follow_claims(cluster));
+        }
         tokio::join!(witness.nodes.synced(), pods.synced());
         (witness, watches)
     }
@@ -118,14 +168,27 @@ impl Witness {
         let now = self.clock.now();
         let mut all = self.seen();
         let Some(seen) = all.get_mut(number) else { return };
-        let before = seen.edges.iter().filter(|edge| edge.is_some()).count();
+        let is_done = |seen: &Seen| {
+            self.sight.awaited.iter().all(|edge| seen.edges[*edge as usize].is_some())
+        };
+        let before = is_done(seen);
         seen.edges[edge as usize].get_or_insert(now);
-        let after = seen.edges.iter().filter(|edge| edge.is_some()).count();
+        let after = is_done(seen);
         drop(all);
-        if before < after && after == Edge::ALL.len() {
+        if !before && after {
             self.done.fetch_add(1, Ordering::Relaxed);
         }
         self.changed.notify_waiters();
+    }
+
+    /// How many nodes it looks at.
+    pub(super) fn nodes_in_sight(&self) -> usize {
+        self.fleet.nodes
+    }
+
+    /// Whether it is waited for.
+    pub(super) fn awaits(&self, edge: Edge) -> bool {
+        self.sight.awaited.contains(&edge)
     }
 
     /// Whether it has come.
@@ -178,7 +241,7 @@ impl Witness {
         let on_change = |change: Change<'_, NodeRow>| {
             let Change::Put(name, row) = change else { return };
             let Some(number) = self.fleet.number(name) else { return };
-            if row.fence().is_some() && row.unschedulable == Some(true) {
+            if self.sight.fence.is_on(row) {
                 self.mark(number, Edge::Fenced);
             }
         };
@@ -195,6 +258,18 @@ impl Witness {
         };
         let records = Rows::default();
         records.follow(interruptions::api(&cluster), Selector::All, on_change).await;
+    }
+
+    async fn follow_claims(self, cluster: Cluster) {
+        let on_change = |change: Change<'_, ClaimRow>| {
+            let Change::Put(name, row) = change else { return };
+            let Some(number) = self.fleet.number(name) else { return };
+            if row.deleted_at.is_some() {
+                self.mark(number, Edge::ClaimDeleted);
+            }
+        };
+        let claims = Rows::default();
+        claims.follow(claims::api(&cluster), Selector::All, on_change).await;
     }
 
     async fn follow_pods(self, pods: Rows<PodRow>, cluster: Cluster) {

@@ -28,16 +28,30 @@ const SERVED: Duration = Duration::from_secs(30);
 /// How often it is looked at.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// Applies all of them, and returns when each is served.
+/// Applies ours, and Karpenter's where it is to run, and returns when each is served.
 pub(super) async fn apply(
     client: &kube::Client,
     settings: &Settings,
 ) -> Result<(), ControlPlaneError> {
-    let ours = lifeboat::commands::crds::definitions().map(|(_, definition)| definition);
-    let mut all: Vec<CustomResourceDefinition> = ours.into();
+    establish_all(client, &lifeboat::commands::crds::definitions().map(|(_, one)| one)).await?;
     if settings.karpenter.is_some() {
-        all.extend(upstream(&settings.binaries.join("crds"))?);
+        apply_karpenters(client, settings).await?;
     }
+    Ok(())
+}
+
+/// Applies Karpenter's, and returns when each is served.
+pub(super) async fn apply_karpenters(
+    client: &kube::Client,
+    settings: &Settings,
+) -> Result<(), ControlPlaneError> {
+    establish_all(client, &upstream(&settings.binaries.join("crds"))?).await
+}
+
+async fn establish_all(
+    client: &kube::Client,
+    all: &[CustomResourceDefinition],
+) -> Result<(), ControlPlaneError> {
     let api: Api<CustomResourceDefinition> = Api::all(client.clone());
     let applied: FuturesUnordered<_> =
         all.iter().map(|definition| establish(&api, definition)).collect();
