@@ -188,7 +188,8 @@ impl Sender {
             Self::Health => {
                 let scheduled = text("service") == Some("EC2")
                     && text("eventTypeCategory") == Some("scheduledChange")
-                    && text("statusCode") != Some("closed");
+                    && text("statusCode") != Some("closed")
+                    && !affected(detail).is_empty();
                 scheduled.then_some(Kind::ScheduledChange)
             }
         };
@@ -210,10 +211,7 @@ impl Sender {
             | Self::Rebalance
             | Self::StateChange
             | Self::CapacityReservation => detail["instance-id"].as_str().into_iter().collect(),
-            Self::Health => {
-                let entities = detail["affectedEntities"].as_array().into_iter().flatten();
-                entities.filter_map(|entity| entity["entityValue"].as_str()).collect()
-            }
+            Self::Health => affected(detail),
         };
         let parsed = named.iter().take(INSTANCES_MAX).map(|name| name.parse::<InstanceId>());
         let instances: Result<Vec<InstanceId>, _> = parsed.collect();
@@ -223,6 +221,16 @@ impl Sender {
         }
         Ok(instances)
     }
+}
+
+/// The instances that AWS Health names, by their id or by an ARN; it also tells of hosts and others.
+///
+/// Source: AWS Health User Guide, "Reference: AWS Health events Amazon EventBridge schema".
+fn affected(detail: &Value) -> Vec<&str> {
+    let entities = detail["affectedEntities"].as_array().into_iter().flatten();
+    let named = entities.filter_map(|entity| entity["entityValue"].as_str());
+    let ids = named.map(|name| name.rsplit_once(":instance/").map_or(name, |(_, id)| id));
+    ids.filter(|id| id.starts_with("i-")).collect()
 }
 
 fn action(text: Option<&str>) -> Action {
@@ -271,18 +279,24 @@ fn zone_of(resources: &Value) -> Option<Zone> {
 
 /// AWS Health writes `Sun, 05 Jun 2022 05:01:10 GMT`.
 ///
-/// Source: AWS Health User Guide, "Example EventBridge events".
+/// Its documented events also have days of the week that are not those of the date.
+/// Source: AWS Health User Guide, "Reference: AWS Health events Amazon EventBridge schema".
 fn health_time(text: &str) -> Option<Timestamp> {
-    let parsed = rfc2822::DateTimeParser::new().parse_timestamp(text);
+    let parsed = rfc2822::DateTimeParser::new().relaxed_weekday(true).parse_timestamp(text);
     parsed.ok().or_else(|| text.parse().ok())
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+    use std::fs;
+    use std::path::Path;
+
     use super::*;
     use serde_json::json;
 
-    const INSTANCE: &str = "i-0123456789abcdef0";
+    /// The instance of AWS's examples.
+    const INSTANCE: &str = "i-1234567890abcdef0";
     const SPOT: Kind = Kind::SpotInterruption { action: Action::Terminate };
 
     fn home() -> Home {
@@ -293,26 +307,15 @@ mod tests {
         "2026-11-22T12:00:03Z".parse().unwrap()
     }
 
-    /// The sample of the EC2 User Guide, with our names in it.
-    fn warning() -> Value {
-        json!({
-            "version": "0",
-            "id": "12345678-1234-1234-1234-123456789012",
-            "detail-type": "EC2 Spot Instance Interruption Warning",
-            "source": "aws.ec2",
-            "account": "123456789012",
-            "time": "2026-11-22T12:00:00Z",
-            "region": "us-east-2",
-            "resources": [format!("arn:aws:ec2:us-east-2a:instance/{INSTANCE}")],
-            "detail": {"instance-id": INSTANCE, "instance-action": "terminate"},
-        })
+    /// An event as AWS documents it; `eventbridge/README.md` says where.
+    fn sample(name: &str) -> Value {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("eventbridge/samples");
+        let text = fs::read_to_string(folder.join(format!("{name}.json"))).unwrap();
+        serde_json::from_str(&text).unwrap()
     }
 
-    fn of(detail_type: &str, detail: Value) -> Value {
-        let mut event = warning();
-        event["detail-type"] = json!(detail_type);
-        event["detail"] = detail;
-        event
+    fn warning() -> Value {
+        sample("spot-interruption")
     }
 
     fn reading(event: &Value) -> Result<Reading, EventError> {
@@ -363,10 +366,7 @@ mod tests {
 
     #[test]
     fn the_regular_arn_of_china_has_no_zone() {
-        let mut event = warning();
-        event["region"] = json!("cn-north-1");
-        event["resources"] =
-            json!([format!("arn:aws-cn:ec2:cn-north-1:123456789012:instance/{INSTANCE}")]);
+        let event = sample("spot-interruption.china");
         let home = Home { region: "cn-north-1".to_owned(), account: None };
         let Ok(Reading::Event(event)) = read(event.to_string().as_bytes(), &home, now()) else {
             panic!()
@@ -375,58 +375,74 @@ mod tests {
     }
 
     #[test]
-    fn every_kind_is_read() {
-        let id = json!({"instance-id": INSTANCE});
+    fn every_sample_is_read_as_what_it_is() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("eventbridge/samples");
+        let mut kinds = BTreeSet::new();
+        for entry in fs::read_dir(folder).unwrap() {
+            let name = entry.unwrap().file_name().into_string().unwrap();
+            let mut event = sample(name.trim_end_matches(".json"));
+            event["region"] = json!("us-east-2");
+            let Ok(Reading::Event(event)) = reading(&event) else { panic!("{name}") };
+            assert_eq!(event.instances, [INSTANCE.parse::<InstanceId>().unwrap()], "{name}");
+            let kind = name.split('.').next().unwrap();
+            assert_eq!(event.kind.label(), kind, "{name}");
+            kinds.insert(kind.to_owned());
+        }
+        assert_eq!(kinds.len(), 5, "{kinds:?}");
+    }
+
+    #[test]
+    fn a_state_says_which() {
         check_kind(
-            &of("EC2 Instance Rebalance Recommendation", id.clone()),
-            &Kind::RebalanceRecommendation,
-        );
-        let mut state = id.clone();
-        state["state"] = json!("shutting-down");
-        check_kind(
-            &of("EC2 Instance State-change Notification", state),
+            &sample("state-change"),
             &Kind::StateChange { state: InstanceState::ShuttingDown },
-        );
-        let mut end = id;
-        end["instance-termination-time"] = json!("2026-11-22T12:02:00Z");
-        end["instance-action"] = json!("terminate");
-        check_kind(
-            &of("EC2 Capacity Reservation Instance Interruption Warning", end),
-            &Kind::CapacityReservation,
         );
     }
 
-    fn health() -> Value {
-        let mut event = of(
-            "AWS Health Event",
-            json!({
-                "eventArn": "arn:aws:health:us-east-2::event/EC2/AWS_EC2_MAINTENANCE_SCHEDULED/x",
-                "service": "EC2",
-                "eventTypeCode": "AWS_EC2_PERSISTENT_INSTANCE_RETIREMENT_SCHEDULED",
-                "eventTypeCategory": "scheduledChange",
-                "statusCode": "upcoming",
-                "startTime": "Sun, 06 Dec 2026 05:01:10 GMT",
-                "affectedEntities": [{"entityValue": INSTANCE}, {"entityValue": "i-0123abcd"}],
-            }),
-        );
-        event["source"] = json!("aws.health");
+    #[test]
+    fn a_capacity_reservation_names_its_end() {
+        let Ok(Reading::Event(event)) = reading(&sample("capacity-reservation")) else { panic!() };
+        assert_eq!(event.named, Some(Deadline::new("2026-11-22T12:02:00Z".parse().unwrap())));
+    }
+
+    /// A scheduled change of these.
+    fn health(entities: &[&str]) -> Value {
+        let mut event = sample("scheduled-change");
+        let entities = entities.iter().map(|entity| json!({"entityValue": entity}));
+        event["detail"]["affectedEntities"] = entities.collect();
         event
     }
 
     #[test]
     fn a_scheduled_change_names_its_start_and_every_instance() {
-        check_kind(&health(), &Kind::ScheduledChange);
-        let Ok(Reading::Event(event)) = reading(&health()) else { panic!() };
+        let arn = "arn:aws:ec2:us-east-2:123456789012:instance/i-0123abcd";
+        let Ok(Reading::Event(event)) = reading(&health(&[INSTANCE, arn])) else { panic!() };
         let start = Deadline::new("2026-12-06T05:01:10Z".parse().unwrap());
         assert_eq!(event.named, Some(start));
         assert_eq!(event.instances.len(), 2);
     }
 
     #[test]
+    fn a_wrong_day_of_the_week_does_no_harm() {
+        let mut event = sample("scheduled-change");
+        event["detail"]["startTime"] = json!("Thu, 06 Dec 2026 05:01:10 GMT");
+        let Ok(Reading::Event(event)) = reading(&event) else { panic!() };
+        assert!(event.named.is_some());
+    }
+
+    #[test]
+    fn a_scheduled_change_of_other_things_is_not_ours() {
+        check_not_ours(&health(&[]), NotOurs::NothingToDo);
+        check_not_ours(&health(&["h-0123456789abcdef0"]), NotOurs::NothingToDo);
+        check_kind(&health(&["h-0123456789abcdef0", INSTANCE]), &Kind::ScheduledChange);
+    }
+
+    #[test]
     fn what_announces_nothing_is_not_ours() {
-        let state = json!({"instance-id": INSTANCE, "state": "running"});
-        check_not_ours(&of("EC2 Instance State-change Notification", state), NotOurs::NothingToDo);
-        let mut issue = health();
+        let mut state = sample("state-change");
+        state["detail"]["state"] = json!("running");
+        check_not_ours(&state, NotOurs::NothingToDo);
+        let mut issue = sample("scheduled-change");
         issue["detail"]["eventTypeCategory"] = json!("issue");
         check_not_ours(&issue, NotOurs::NothingToDo);
     }

@@ -17,9 +17,9 @@ app.kubernetes.io/component: {{ . }}
 {{- end }}
 {{- end }}
 
-{{/* What the queue's URL says, unless a value does. */}}
+{{/* What the queue's URL says, unless a value does; `eventbridge/` calls it `lifeboat-<cluster>`. */}}
 {{- define "lifeboat.cluster" -}}
-{{- $name := .Values.cluster | default (base .Values.queue) -}}
+{{- $name := .Values.cluster | default (base .Values.queue | trimPrefix "lifeboat-") -}}
 {{- if not (regexMatch "^[A-Za-z0-9._-]{1,63}$" $name) -}}
 {{- fail (printf "the queue's name, %q, is no name of a cluster: up to 63 letters, digits, `-`, `.` and `_`. Set `cluster`" $name) -}}
 {{- end -}}
