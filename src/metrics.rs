@@ -5,6 +5,7 @@
 use std::sync::LazyLock;
 use std::time::Duration;
 
+use lifeboat_domain::progress::Phase;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -214,6 +215,8 @@ impl Metrics {
             ring_lent: Gauge::default(),
         };
         metrics.register();
+        // An increase is seen only of what was there before: the first loss must page, too.
+        drop(metrics.interruptions.get_or_create(&[("phase", Phase::Lost.label())]));
         metrics
     }
 
@@ -266,6 +269,7 @@ mod tests {
             "lifeboat_actions_total{action=\"fence\",outcome=\"done\",reason=\"Interrupted\"} 1",
             "lifeboat_deadline_slack_seconds_bucket{le=\"80.0\"} 0",
             "lifeboat_leader 0",
+            "lifeboat_interruptions_total{phase=\"Lost\"} 0",
         ] {
             assert!(text.contains(expected), "no `{expected}` in\n{text}");
         }

@@ -4,6 +4,7 @@
     reason = "who reads the chronicle looks for the events it is about"
 )]
 
+pub mod aws;
 pub mod bench;
 pub mod cast;
 pub mod checkers;

@@ -1,6 +1,7 @@
 //! The production programs as tasks in virtual time, over clients that end in simulators.
 
 use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::PoisonError;
@@ -18,6 +19,7 @@ use lifeboat::wiring::ControllerClients;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use crate::aws::Actions;
 use crate::faults::Faults;
 use crate::faults::WireName;
 use crate::serve;
@@ -50,6 +52,7 @@ pub struct Programs {
     settings: BTreeMap<String, String>,
     workloads: Arc<Virtual>,
     running: Arc<Mutex<BTreeMap<String, watch::Sender<u64>>>>,
+    actions: Actions,
 }
 
 impl Programs {
@@ -66,7 +69,13 @@ impl Programs {
             settings,
             workloads: Arc::new(workloads),
             running: Arc::default(),
+            actions: Actions::default(),
         }
+    }
+
+    /// What was asked of AWS, by whom.
+    pub fn actions(&self) -> BTreeSet<(String, String)> {
+        self.actions.seen()
     }
 
     /// Kills a container, named as `<pod>/<container>`, whose name begins so. Says whether there was one.
@@ -143,7 +152,7 @@ impl Programs {
     }
 
     fn wire(&self, name: WireName, client: &str, wire: Wire) -> Wire {
-        self.faults.before(name, client, wire)
+        self.faults.before(name, client, self.actions.before(name, client, wire))
     }
 
     fn config(&self, program: Program, own: &[(&str, &str)]) -> Config {

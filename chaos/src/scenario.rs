@@ -1,6 +1,7 @@
 //! Runs a script: the production programs in the simulated world, in virtual time.
 
 use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
@@ -27,6 +28,7 @@ use crate::script::ScriptError;
 use crate::stage;
 use crate::world::World;
 use crate::world::behave::Behaviours;
+use crate::world::cluster::audit;
 use crate::world::karpenter;
 use crate::world::kubelet;
 use crate::world::queue;
@@ -55,6 +57,10 @@ pub struct Outcome {
     pub unmet: Vec<String>,
     /// Rules that were broken.
     pub broken: Vec<Broken>,
+    /// What was asked of the API server, by whom.
+    pub asked: BTreeSet<audit::Request>,
+    /// What was asked of AWS, by whom: see [`Programs::actions`].
+    pub actions: BTreeSet<(String, String)>,
 }
 
 impl Outcome {
@@ -194,7 +200,8 @@ impl Scenario {
             events.iter().map(|event| (event.at, line(event, start))).collect();
         lines.sort();
         let trace = lines.into_iter().map(|(_, line)| line).collect();
-        Outcome { trace, unmet, broken }
+        let asked = self.world.audit(|audit| audit.requests().keys().cloned().collect());
+        Outcome { trace, unmet, broken, asked, actions: self.programs.actions() }
     }
 }
 

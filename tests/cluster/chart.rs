@@ -348,7 +348,7 @@ fn objects(helm: &Path, values: &[&str]) -> Vec<Value> {
 fn template(helm: &Path, values: &[&str]) -> Result<String, String> {
     let mut command = Command::new(helm);
     command.args(["template", "lifeboat", CHART, "--namespace", NAMESPACE]);
-    values.iter().for_each(|value| drop(command.args(["--set", value])));
+    command.args(values.iter().flat_map(|value| ["--set", value]));
     let output = command.output().unwrap();
     if output.status.success() {
         return Ok(String::from_utf8(output.stdout).unwrap());

@@ -23,6 +23,7 @@ mod layers;
 mod names;
 mod nvml;
 mod program;
+mod rights;
 #[path = "../cluster/contract/rules.rs"]
 mod rules;
 mod s3_wire;

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 use std::path::PathBuf;
+use std::sync::OnceLock;
 
 use lifeboat_chaos::scenario;
 use lifeboat_chaos::scenario::Outcome;
@@ -15,8 +16,7 @@ const SEED: u64 = 1;
 #[test]
 fn every_script_runs_as_it_says_and_as_it_was_recorded() {
     let mut wrong = Vec::new();
-    for path in scripts() {
-        let outcome = run(&path);
+    for (path, outcome) in outcomes() {
         let name = path.file_stem().unwrap().to_str().unwrap().to_owned();
         wrong.extend(outcome.unmet.iter().map(|unmet| format!("{name}: {unmet}")));
         wrong.extend(outcome.broken.iter().map(|broken| format!("{name}: {broken}")));
@@ -59,6 +59,12 @@ fn a_seed_runs_the_same_way_twice() {
         let difference = scenario::difference(&one.unwrap().trace, &other.unwrap().trace);
         assert_eq!(difference, None, "seed {seed}");
     }
+}
+
+/// How every script went: run once for all tests that look at them.
+pub(crate) fn outcomes() -> &'static [(PathBuf, Outcome)] {
+    static OUTCOMES: OnceLock<Vec<(PathBuf, Outcome)>> = OnceLock::new();
+    OUTCOMES.get_or_init(|| scripts().into_iter().map(|path| (path.clone(), run(&path))).collect())
 }
 
 fn folder() -> PathBuf {
