@@ -44,6 +44,13 @@ use crate::offload::Offload;
 /// Bytes above which reading and hashing leave the async thread.
 const INLINE_MAX: u64 = 1 << 20;
 
+/// Parts that are taken at a time, or wait for their turn. What a workload hands over beyond that
+/// waits on its own line.
+const UNDER_WAY_MAX: usize = 256;
+
+/// Most chunks of one rank: its manifest has to name each, and readers bound its size.
+const CHUNKS_MAX: usize = 1 << 19;
+
 /// Commits of its own that a life may find in its way, whose answers were lost.
 const OWN_MAX: usize = 3;
 
@@ -261,8 +268,11 @@ pub async fn store_rank<T: Fn(&Part)>(
                 let (offset, chunk): (u64, Chunk) = stored?;
                 taken += chunk.bytes;
                 chunks.insert(offset, chunk);
+                if chunks.len() > CHUNKS_MAX {
+                    return Err(SaveError::Parts { found: taken, expected });
+                }
             }
-            part = parts.recv(), if open => match part {
+            part = parts.recv(), if open && under_way.len() < UNDER_WAY_MAX => match part {
                 Some(part) => under_way.push(take(means, lane, checked(part, expected)?, &tell)),
                 None => open = false,
             },

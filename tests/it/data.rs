@@ -810,18 +810,10 @@ async fn a_lying_workload_is_an_error_for_itself_alone() {
         ("short", |save| FromWorkload::SaveEnd(SaveEnd { save, bytes: 0 })),
     ];
     for (name, lie) in lies {
-        let socket = node.publish_with(name, &[("lifeboat.dev/job-key", name)]);
-        let mut peer = Peer::connect(&socket, hello(0, 1)).await;
-        peer.register().await;
-        peer.say(FromWorkload::Restore(Restore { newer_than: None })).await;
-        peer.expect(nothing_to_restore).await;
-        node.ask(name, Purpose::Interruption, Some(120));
-        let at = peer.due().await;
-        peer.begin(&at).await;
-        node.until(name, |known| known.session != Session::Open).await;
+        let mut peer = begun(&node, name).await;
         node.workloads.save(&uid(name));
         peer.expect(|frame| matches!(frame, ToWorkload::Lend(_)).then_some(())).await;
-        peer.say(lie(at.save)).await;
+        peer.say(lie(peer.save)).await;
         peer.expect(save_failed).await;
         node.until(name, |known| matches!(known.checkpoint, Checkpoint::Failed { .. })).await;
     }
@@ -861,6 +853,88 @@ async fn who_says_nothing_or_nonsense_is_cut_off() {
     let mut odd = Line::connect(&socket).await.unwrap();
     odd.say(&FromWorkload::Hello(hello(7, 4)), &[]).await.unwrap();
     assert!(matches!(odd.hear().await.unwrap().0, ToWorkload::Refused(_)));
+}
+
+/// Three that begin and hand over nothing have the whole ring budget between them: whoever comes
+/// after gets its ring when they are given up.
+#[tokio::test(start_paused = true)]
+async fn who_holds_a_ring_and_hands_over_nothing_does_not_stall_others() {
+    let (bucket, clock) = world();
+    let node = Node::new("gpu-1", &as_bucket(&bucket), &clock);
+    let mut honest = trainer(&node, "honest").await;
+    let mut idle = Vec::new();
+    for name in ["idle-0", "idle-1", "idle-2"] {
+        let mut peer = begun(&node, name).await;
+        node.workloads.save(&uid(name));
+        peer.ring = None;
+        idle.push(peer);
+    }
+    let began = tokio::time::Instant::now();
+    save(&node, "honest", &mut honest).await;
+    assert!(began.elapsed() < Duration::from_secs(60), "{:?}", began.elapsed());
+    for peer in &mut idle {
+        peer.expect(save_failed).await;
+    }
+    check_whole(&node).await;
+}
+
+/// One slot, filled and filled again without a pause, as no SDK does it: more than may wait is
+/// more than it was lent.
+#[tokio::test(start_paused = true)]
+async fn who_hands_over_more_than_it_was_lent_is_given_up_and_others_are_saved() {
+    let (bucket, clock) = world();
+    let node = Node::new("gpu-1", &as_bucket(&bucket), &clock);
+    let mut honest = trainer(&node, "honest").await;
+    let mut flood = begun(&node, "flood").await;
+    let save_of = flood.save;
+    for offset in 0..5_000 {
+        let frame = FromWorkload::Filled(Filled { save: save_of, slot: 0, offset, bytes: 1 });
+        if flood.line.say(&frame, &[]).await.is_err() {
+            break;
+        }
+    }
+    node.workloads.save(&uid("flood"));
+    // What it handed over is forgotten, and it is asked anew.
+    node.until("flood", |known| known.session == Session::Open).await;
+    save(&node, "honest", &mut honest).await;
+    check_whole(&node).await;
+}
+
+/// The key is what kubelet and the API server say of the pod. What a workload says of itself
+/// names a run in a manifest, and no place.
+#[tokio::test(start_paused = true)]
+async fn no_workload_names_the_key_of_another() {
+    let (bucket, clock) = world();
+    let node = Node::new("gpu-1", &as_bucket(&bucket), &clock);
+    let socket = node.publish_with("evil", &[("lifeboat.dev/job-key", "evil")]);
+    let run_id = "../../job/epochs/0000000001/MANIFEST.json\0".repeat(100);
+    let mut evil = Peer::connect(&socket, Hello { run_id, ..hello(0, 1) }).await;
+    evil.register().await;
+    evil.say(FromWorkload::Restore(Restore { newer_than: None })).await;
+    evil.expect(nothing_to_restore).await;
+    evil.step = 3;
+    save(&node, "evil", &mut evil).await;
+    let by = Deadline::after(clock.now(), Duration::from_mins(1));
+    let all = node.store.names(&object_store::path::Path::from("ckpt"), by).await.unwrap();
+    assert!(all.len() > 3, "{all:?}");
+    for name in all {
+        assert!(name.as_ref().starts_with("ckpt/blue/ml/evil/"), "{name}");
+    }
+    assert_eq!(node.newest().await, None);
+}
+
+/// A workload of its own job key that was asked for its state and has begun to hand it over.
+async fn begun(node: &Node, name: &str) -> Peer {
+    let socket = node.publish_with(name, &[("lifeboat.dev/job-key", name)]);
+    let mut peer = Peer::connect(&socket, hello(0, 1)).await;
+    peer.register().await;
+    peer.say(FromWorkload::Restore(Restore { newer_than: None })).await;
+    peer.expect(nothing_to_restore).await;
+    node.ask(name, Purpose::Interruption, Some(120));
+    let at = peer.due().await;
+    peer.begin(&at).await;
+    node.until(name, |known| known.session != Session::Open).await;
+    peer
 }
 
 /// What a workload says of a save that is not so.
