@@ -26,10 +26,11 @@ class Deployed:
         self.bus = emulator.client("events")
         self.cluster = cluster
 
-    def create(self) -> None:
-        parameters = [{"ParameterKey": "ClusterName", "ParameterValue": self.cluster}]
+    def create(self, **parameters: str) -> None:
+        parameters["ClusterName"] = self.cluster
+        said = [{"ParameterKey": name, "ParameterValue": it} for name, it in parameters.items()]
         self.formation.create_stack(
-            StackName=self.name, TemplateBody=TEMPLATE.read_text(), Parameters=parameters
+            StackName=self.name, TemplateBody=TEMPLATE.read_text(), Parameters=said
         )
         self.queue = self.queues.get_queue_url(QueueName=f"lifeboat-{self.cluster}")["QueueUrl"]
         self.dead = self.queues.get_queue_url(QueueName=f"lifeboat-{self.cluster}-dead")["QueueUrl"]
@@ -38,8 +39,10 @@ class Deployed:
     def name(self) -> str:
         return f"lifeboat-{self.cluster}"
 
-    def delete(self) -> None:
-        self.formation.delete_stack(StackName=self.name)
+    def outputs(self) -> dict:
+        (stack,) = self.formation.describe_stacks(StackName=self.name)["Stacks"]
+        assert stack["StackStatus"] == "CREATE_COMPLETE"
+        return {output["OutputKey"]: output["OutputValue"] for output in stack["Outputs"]}
 
     def attributes(self, queue: str) -> dict:
         return self.queues.get_queue_attributes(QueueUrl=queue, AttributeNames=["All"])[
@@ -59,4 +62,3 @@ def stack(emulator, request):
     deployed.create()
     yield deployed
     emulator.before = lambda action: None
-    deployed.delete()

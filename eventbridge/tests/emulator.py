@@ -7,6 +7,7 @@ What moto does otherwise than AWS, as far as these tests meet it:
 - It takes events of `aws.*` from anybody, which EventBridge refuses: how else would they come here.
 - Events that it delivers may lack `account`; the controller takes that for any account.
 - The stack's output names a queue by AWS's own host: the tests take the queue's name, and ask.
+- It calls a queue with a KMS key encrypted by SQS's own key, too.
 - It neither retries nor dead-letters what a rule could not deliver.
 """
 
@@ -14,10 +15,13 @@ import threading
 from collections.abc import Callable
 
 import boto3
+from botocore.config import Config
 from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import make_server
 
 REGION = "us-east-2"
+# On a machine that is very busy a second try would come before the first is done.
+PATIENT = Config(read_timeout=300, retries={"total_max_attempts": 1})
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
 
 
@@ -45,6 +49,7 @@ class Emulator:
             service,
             endpoint_url=self.url,
             region_name=REGION,
+            config=PATIENT,
             aws_access_key_id="test",
             aws_secret_access_key="test",
         )
