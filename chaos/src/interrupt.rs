@@ -21,10 +21,11 @@ use crate::world::instances::announce::Announcement;
 
 /// The job.
 const JOB: &str = "train-i";
-/// How long it trains before the notice.
-const TRAINING: Duration = Duration::from_secs(1);
-/// When all of it is over at the latest, counted from the notice.
-const END: Duration = Duration::from_mins(2);
+/// The instance's end, counted from the notice.
+const LEAD: Duration = Duration::from_secs(110);
+/// When a trainer trains, and when all of it is over, at the latest: frameworks take their time to
+/// be imported on a machine that does something else.
+const END: Duration = Duration::from_mins(6);
 
 /// What is trained.
 #[derive(Clone, Copy, Debug)]
@@ -33,6 +34,8 @@ pub struct Work {
     pub bytes: u64,
     /// Steps in all, a step each tenth of a second.
     pub steps: u64,
+    /// How long it trains before the notice.
+    pub after: Duration,
 }
 
 /// What was seen.
@@ -80,7 +83,7 @@ pub async fn run(programs: &Path, logs: &Path, work: Work) -> anyhow::Result<See
     let cast = Cast::new(programs, (folder.path(), logs), play).await?;
     let training = tokio::time::timeout(END, cast.all_training()).await;
     if training.is_ok() {
-        tokio::time::sleep(TRAINING).await;
+        tokio::time::sleep(work.after).await;
         announce(&cast);
         finished(&cast).await;
     }
@@ -96,7 +99,7 @@ fn announce(cast: &Cast) {
     let node = cast.node_of(JOB).unwrap_or_default();
     let announcement = Announcement {
         action: NoticeAction::Terminate,
-        lead: Duration::from_secs(45),
+        lead: LEAD,
         imds_after: Some(Duration::ZERO),
         queues: &[crate::programs::QUEUE],
     };

@@ -82,6 +82,9 @@ enum Command {
         /// Steps that it takes, a step each tenth of a second.
         #[arg(long, default_value_t = 100)]
         steps: u64,
+        /// Milliseconds that it trains before the notice.
+        #[arg(long, default_value_t = 1000)]
+        after: u64,
     },
     /// Shows one whole interruption, with the production programs as processes.
     Demo {
@@ -113,8 +116,9 @@ fn main() -> ExitCode {
         Command::Serve => serve(),
         Command::Cluster { cluster } => keep(&cluster),
         Command::Bench { bench } => bench::run(&bench).map(code),
-        Command::Interrupt { programs, logs, bytes, steps } => {
-            interrupt(&programs, &logs, Work { bytes, steps })
+        Command::Interrupt { programs, logs, bytes, steps, after } => {
+            let after = Duration::from_millis(after);
+            interrupt(&programs, &logs, Work { bytes, steps, after })
         }
         Command::Demo { json, logs } => show(json, logs),
     };

@@ -13,6 +13,7 @@ NEEDS = {
     "transformers_trainer.py": ("torch", "transformers", "accelerate"),
     "lightning_trainer.py": ("torch", "lightning"),
     "checkpoint_trainer.py": ("torch",),
+    "accelerate_trainer.py": ("torch", "accelerate"),
 }
 SIZES = ("--bytes", str(1 << 20), "--steps", "60")
 

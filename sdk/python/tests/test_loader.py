@@ -32,6 +32,11 @@ def with_generator(workers: int) -> Any:
     )
 
 
+def with_accelerate(workers: int) -> Any:
+    accelerate = pytest.importorskip("accelerate", reason="accelerate is not installed")
+    return accelerate.Accelerator(cpu=True).prepare(plain(workers))
+
+
 def stateful(workers: int) -> Any:
     of = pytest.importorskip("torchdata.stateful_dataloader", reason="torchdata is not installed")
     return of.StatefulDataLoader(Rows(), 3, shuffle=True, num_workers=workers)
@@ -65,6 +70,7 @@ def trained(
         (plain, 0, (1, 3, 4, 5, 8)),
         (plain, 2, (3,)),
         (with_generator, 0, (3, 4, 6)),
+        (with_accelerate, 0, (3, 4)),
         (stateful, 0, (1, 3, 4, 5, 8)),
         (stateful, 2, (4,)),
     ],

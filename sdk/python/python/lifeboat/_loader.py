@@ -88,4 +88,7 @@ class Loader(Generic[_Batch]):
 
 
 def _has_state(loader: object) -> bool:
+    # Accelerate's loaders have the methods, and only sometimes a loader that has them, too.
+    if not getattr(loader, "use_stateful_dataloader", True):
+        return False
     return hasattr(loader, "state_dict") and hasattr(loader, "load_state_dict")
