@@ -23,5 +23,6 @@ mod rules;
 mod saving;
 #[path = "contract/simulated.rs"]
 mod simulated;
+mod stolen;
 mod story;
 mod theater;
