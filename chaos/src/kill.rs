@@ -1,4 +1,5 @@
-//! Kills the agent's process between two writes of a save, and looks at what is left.
+//! Kills the agent's process, or takes the store away, between two writes of a save, and looks at
+//! what is left.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -22,6 +23,7 @@ use crate::cast::Play;
 use crate::cast::Trainer;
 use crate::checkers;
 use crate::chronicle::What;
+use crate::wire::BoxError;
 use crate::wire::Wire;
 use crate::wire::call;
 use crate::wire::wire;
@@ -38,10 +40,22 @@ const JOB: &str = "train-k";
 /// When all of it is over at the latest.
 const END: Duration = Duration::from_secs(90);
 
+/// How long a store is away: its connections break, and new ones, too.
+const AWAY: Duration = Duration::from_secs(1);
+
+/// Who is killed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Victim {
+    /// The agent, with SIGKILL.
+    Agent,
+    /// The store, which comes back.
+    Store,
+}
+
 /// What one run showed.
 #[derive(Debug)]
 pub struct Killed {
-    /// Processes of the agent that were killed.
+    /// How often the victim was killed: once, or not at all if the save had fewer writes.
     pub kills: u32,
     /// The step that was saved.
     pub saved: u64,
@@ -49,11 +63,11 @@ pub struct Killed {
     pub resumed: u64,
 }
 
-/// Plays an interruption in which the agent is killed after its write of this number, counted from
-/// the notice, was stored and before it hears of that.
-pub async fn after_write(programs: &Path, number: u32) -> anyhow::Result<Killed> {
+/// Plays an interruption in which the victim is killed after the agent's write of this number,
+/// counted from the notice, was stored and before the agent hears of that.
+pub async fn after_write(programs: &Path, victim: Victim, number: u32) -> anyhow::Result<Killed> {
     let folder = tempfile::tempdir()?;
-    let fuse = Arc::new(Fuse { number, armed: Mutex::new(None), kills: AtomicU32::new(0) });
+    let fuse = Arc::new(Fuse::new(victim, number));
     let lit = Arc::clone(&fuse);
     let play = Play {
         nodes: vec![
@@ -86,10 +100,13 @@ pub async fn after_write(programs: &Path, number: u32) -> anyhow::Result<Killed>
     let said = cast.events().iter().map(|event| event.what.to_string()).collect::<Vec<_>>();
     cast.end().await;
     let (Some(saved), Some(resumed)) = (saved, resumed) else {
-        bail!("after write {number} nothing was saved or resumed:\n{}", said.join("\n"));
+        bail!(
+            "{victim:?} after write {number}: nothing was saved or resumed:\n{}",
+            said.join("\n")
+        );
     };
     if !broken.is_empty() {
-        bail!("after write {number}: {broken:?}");
+        bail!("{victim:?} after write {number}: {broken:?}");
     }
     Ok(Killed { kills: fuse.kills.load(Ordering::SeqCst), saved, resumed })
 }
@@ -120,11 +137,14 @@ fn saved_step(cast: &Cast) -> Option<u64> {
     })
 }
 
-/// Kills the agent of a node after a number of writes.
+/// Kills its victim after a number of writes.
 struct Fuse {
+    victim: Victim,
     number: u32,
     armed: Mutex<Option<Armed>>,
     kills: AtomicU32,
+    /// Until when the store is away.
+    away: Mutex<Option<Instant>>,
 }
 
 struct Armed {
@@ -133,6 +153,11 @@ struct Armed {
 }
 
 impl Fuse {
+    fn new(victim: Victim, number: u32) -> Self {
+        let (armed, away) = (Mutex::new(None), Mutex::new(None));
+        Self { victim, number, armed, kills: AtomicU32::new(0), away }
+    }
+
     fn arm(&self, node: &str) {
         let armed = Armed { node: node.to_owned(), writes: 0 };
         *self.armed.lock().unwrap_or_else(PoisonError::into_inner) = Some(armed);
@@ -144,16 +169,24 @@ impl Fuse {
             let (fuse, store, agents) = (Arc::clone(&fuse), store.clone(), Arc::clone(&agents));
             let writes = request.method() == http::Method::PUT;
             async move {
+                if fuse.is_away() {
+                    return Err(BoxError::from("the store is away"));
+                }
                 let answer = call(&store, request).await;
                 if writes {
                     fuse.count(&agents);
                 }
-                answer
+                if fuse.is_away() { Err(BoxError::from("the store is gone")) } else { answer }
             }
         })
     }
 
-    /// Counts a write; the one of our number is the last that this agent makes.
+    fn is_away(&self) -> bool {
+        let away = self.away.lock().unwrap_or_else(PoisonError::into_inner);
+        away.is_some_and(|until| Instant::now() < until)
+    }
+
+    /// Counts a write; the one of our number is the last before the kill.
     fn count(&self, agents: &Agents) {
         let mut armed = self.armed.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(fuse) = armed.as_mut() else { return };
@@ -161,12 +194,23 @@ impl Fuse {
         if fuse.writes < self.number {
             return;
         }
-        let agents = agents.lock().unwrap_or_else(PoisonError::into_inner);
-        let pid = agents.get(&fuse.node).and_then(|pid| Pid::from_raw(i32::try_from(*pid).ok()?));
-        let killed = pid.map(|pid| rustix::process::kill_process(pid, Signal::KILL));
-        if matches!(killed, Some(Ok(()))) {
+        let killed = match self.victim {
+            Victim::Agent => kill_agent(agents, &fuse.node),
+            Victim::Store => {
+                let mut away = self.away.lock().unwrap_or_else(PoisonError::into_inner);
+                *away = Some(Instant::now() + AWAY);
+                true
+            }
+        };
+        if killed {
             self.kills.fetch_add(1, Ordering::SeqCst);
         }
         *armed = None;
     }
+}
+
+fn kill_agent(agents: &Agents, node: &str) -> bool {
+    let agents = agents.lock().unwrap_or_else(PoisonError::into_inner);
+    let pid = agents.get(node).and_then(|pid| Pid::from_raw(i32::try_from(*pid).ok()?));
+    pid.is_some_and(|pid| rustix::process::kill_process(pid, Signal::KILL).is_ok())
 }
