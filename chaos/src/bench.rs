@@ -1,9 +1,12 @@
-//! Benches: how fast an interruption is answered, alone and in a storm, on the real API server.
+//! Benches: how fast an interruption is answered, alone and in a storm, on the real API server; and
+//! how fast a state goes to the store and comes back.
 
 use std::path::PathBuf;
 
 use anyhow::Context;
 use clap::Subcommand;
+use tokio::runtime::Builder;
+use tokio::runtime::Runtime;
 
 mod counters;
 mod figures;
@@ -13,8 +16,11 @@ mod ground;
 pub mod peers;
 mod post;
 mod program;
+pub mod restore;
+pub mod save;
 mod screen;
 mod simulated;
+pub mod step;
 pub mod storm;
 mod witness;
 
@@ -25,6 +31,15 @@ pub enum Bench {
     Storm(storm::Options),
     /// The same notices for Lifeboat, Karpenter and aws-node-termination-handler, each alone.
     Peers(peers::Options),
+    /// A state's way from a workload's memory to a committed manifest, beside bare PUTs.
+    Save(save::Options),
+    /// The same backwards, beside bare GETs.
+    Restore(restore::Options),
+    /// A healthy step.
+    Step(step::Options),
+    /// The workload of the others.
+    #[command(hide = true)]
+    Workload(save::workload::Role),
 }
 
 /// Runs a bench; answers whether all that must hold did hold.
@@ -33,11 +48,15 @@ pub fn run(bench: &Bench) -> anyhow::Result<bool> {
         Bench::Storm(options) if options.simulated => simulated::run(options),
         Bench::Storm(options) => runtime()?.block_on(storm::run(options)),
         Bench::Peers(options) => runtime()?.block_on(peers::run(options)),
+        Bench::Save(options) => runtime()?.block_on(save::run(options)),
+        Bench::Restore(options) => runtime()?.block_on(restore::run(options)),
+        Bench::Step(options) => runtime()?.block_on(step::run(options)),
+        Bench::Workload(role) => save::workload::run(role),
     }
 }
 
-fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
-    tokio::runtime::Builder::new_multi_thread().enable_all().build()
+fn runtime() -> std::io::Result<Runtime> {
+    Builder::new_multi_thread().enable_all().build()
 }
 
 /// The program that lies beside this one.

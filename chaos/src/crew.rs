@@ -140,7 +140,7 @@ impl Crew {
     }
 
     /// Settings that controller and agent share, as the environment carries them.
-    fn common(&self, server: &ApiServer) -> BTreeMap<String, String> {
+    pub(crate) fn common(&self, server: &ApiServer) -> BTreeMap<String, String> {
         let server = match server {
             ApiServer::Plain(url) => ("LIFEBOAT_KUBERNETES_SERVER", url.clone()),
             ApiServer::Kubeconfig(path) => ("KUBECONFIG", path.display().to_string()),

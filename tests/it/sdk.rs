@@ -21,6 +21,7 @@ use lifeboat::clock::Clock;
 use lifeboat::data::scheduler::Limits;
 use lifeboat::data::scheduler::Scheduler;
 use lifeboat::offload::Offload;
+use lifeboat_chaos::bench::step;
 use lifeboat_domain::deadline::Deadline;
 use lifeboat_domain::ids::PodRef;
 use lifeboat_domain::ids::PodUid;
@@ -324,5 +325,33 @@ async fn a_trainer_that_finishes_while_it_is_asked_is_finished() {
         agent.workloads.save(&uid(&pod));
         program.finish().await;
         agent.workloads.unpublish(&uid(&pod));
+    }
+}
+
+/// A step of a program that nobody wants anything of, by the kernel's own count.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_healthy_step_takes_no_system_call() {
+    let (bucket, folder) = (bucket(), tempfile::tempdir().unwrap());
+    let agent = Agent::start(&bucket);
+    let socket = agent.serve(folder.path(), "train-0");
+    let settings = Settings {
+        socket: Some(socket),
+        signals: Signals::Left,
+        observer: Arc::new(|_| ()),
+        ..Settings::alone()
+    };
+    let program = thread::Builder::new().spawn(move || {
+        let boat = Arc::new(Boat::with(settings).unwrap());
+        boat.register("weights", &Tensor::new(vec![0_u32; NUMBERS])).unwrap();
+        assert_eq!(boat.restore().unwrap(), None);
+        step::are_silent(&boat, 1, 100_000)
+    });
+    let program = program.unwrap();
+    while !program.is_finished() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    match program.join().unwrap() {
+        Some(silent) => assert!(silent, "a step took a system call"),
+        None => eprintln!("skipped: this kernel does not count a thread's system calls"),
     }
 }

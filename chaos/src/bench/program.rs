@@ -66,25 +66,32 @@ impl Controller {
 
     /// What it has taken so far.
     pub(super) fn taken(&self) -> Taken {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.pid)).unwrap_or_default();
-        let kilobytes = |name: &str| -> f64 {
-            let line = status.lines().find_map(|line| line.strip_prefix(name));
-            let value = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
-            value.unwrap_or(0.0)
-        };
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid)).unwrap_or_default();
-        let fields = stat.rsplit(')').next().unwrap_or_default();
-        let ticks = fields.split_whitespace().skip(11).take(2);
-        Taken {
-            resident_mib: kilobytes("VmRSS:") / 1024.0,
-            peak_mib: kilobytes("VmHWM:") / 1024.0,
-            cpu_seconds: ticks.filter_map(|tick| tick.parse::<f64>().ok()).sum::<f64>() / TICKS,
-        }
+        Taken::of(self.pid)
     }
 
     /// Ends it, and waits until it is gone.
     pub(super) async fn end(mut self) {
         self.child.kill().await.ok();
+    }
+}
+
+impl Taken {
+    /// What a process has taken so far; nothing of one that is gone.
+    pub(super) fn of(pid: u32) -> Self {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        let kilobytes = |name: &str| -> f64 {
+            let line = status.lines().find_map(|line| line.strip_prefix(name));
+            let value = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
+            value.unwrap_or(0.0)
+        };
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        let fields = stat.rsplit(')').next().unwrap_or_default();
+        let ticks = fields.split_whitespace().skip(11).take(2);
+        Self {
+            resident_mib: kilobytes("VmRSS:") / 1024.0,
+            peak_mib: kilobytes("VmHWM:") / 1024.0,
+            cpu_seconds: ticks.filter_map(|tick| tick.parse::<f64>().ok()).sum::<f64>() / TICKS,
+        }
     }
 }
 

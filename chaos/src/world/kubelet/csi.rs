@@ -21,22 +21,22 @@ const LOOK: Duration = Duration::from_secs(1);
 
 /// A volume, as a driver is asked to publish or unpublish it.
 #[derive(Clone, Debug)]
-pub(super) struct Publish {
+pub(crate) struct Publish {
     /// The driver's name.
-    pub(super) driver: String,
+    pub(crate) driver: String,
     /// The volume's id.
-    pub(super) id: String,
+    pub(crate) id: String,
     /// Where it is wanted, as kubelet sees it.
-    pub(super) target: String,
+    pub(crate) target: String,
     /// Whether the pod may only read it.
-    pub(super) read_only: bool,
+    pub(crate) read_only: bool,
     /// `volume_context`.
-    pub(super) context: BTreeMap<String, String>,
+    pub(crate) context: BTreeMap<String, String>,
 }
 
 /// Why a driver did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum DriverError {
+pub(crate) enum DriverError {
     #[error("the driver's socket was not reached: {0}")]
     Unreached(#[from] tonic::transport::Error),
     #[error("the driver refused: {0}")]
@@ -75,7 +75,7 @@ struct RegistrationStatus {
 struct Empty {}
 
 /// `NodePublishVolume`.
-pub(super) async fn publish(root: &Path, asked: &Publish) -> Result<(), DriverError> {
+pub(crate) async fn publish(root: &Path, asked: &Publish) -> Result<(), DriverError> {
     let request = NodePublishVolumeRequest {
         volume_id: asked.id.clone(),
         target_path: asked.target.clone(),
