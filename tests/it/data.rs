@@ -871,7 +871,7 @@ async fn who_holds_a_ring_and_hands_over_nothing_does_not_stall_others() {
     }
     let began = tokio::time::Instant::now();
     save(&node, "honest", &mut honest).await;
-    assert!(began.elapsed() < Duration::from_secs(60), "{:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_mins(1), "{:?}", began.elapsed());
     for peer in &mut idle {
         peer.expect(save_failed).await;
     }
