@@ -5,6 +5,8 @@ use std::time::Duration;
 use aws_sdk_sqs::Client;
 use aws_sdk_sqs::error::ProvideErrorMetadata;
 use aws_sdk_sqs::error::SdkError;
+use aws_sdk_sqs::types::BatchResultErrorEntry;
+use aws_sdk_sqs::types::ChangeMessageVisibilityBatchRequestEntry;
 use aws_sdk_sqs::types::DeleteMessageBatchRequestEntry;
 use aws_sdk_sqs::types::MessageSystemAttributeName;
 
@@ -13,7 +15,8 @@ use crate::error::Classify;
 
 /// Most messages of one receive, and most entries of one batch.
 ///
-/// Source: Amazon SQS API Reference, `ReceiveMessage`, `DeleteMessageBatch`.
+/// Source: Amazon SQS API Reference, `ReceiveMessage`, `DeleteMessageBatch`,
+/// `ChangeMessageVisibilityBatch`.
 pub const BATCH: usize = 10;
 /// Longest that a delete or a change of visibility may take.
 const REQUEST_MAX: Duration = Duration::from_secs(5);
@@ -116,25 +119,39 @@ impl Queue {
             .delete_message_batch()
             .queue_url(&self.url)
             .set_entries(Some(entries.collect()));
-        let answer = self.bounded(REQUEST_MAX, request.send()).await?;
-        let refused = answer.failed.into_iter().filter_map(|entry| {
+        Ok(self.refused(self.bounded(REQUEST_MAX, request.send()).await?.failed))
+    }
+
+    /// Hides up to [`BATCH`] messages for `visibility` from now on; zero gives them back at once.
+    /// Those that were not hidden come back with the reason, by their place in `messages`.
+    pub async fn extend(
+        &self,
+        messages: &[Message],
+        visibility: Duration,
+    ) -> Result<Vec<(usize, QueueError)>, QueueError> {
+        let entries = messages.iter().enumerate().map(|(place, message)| {
+            let entry = ChangeMessageVisibilityBatchRequestEntry::builder()
+                .id(place.to_string())
+                .receipt_handle(&message.receipt)
+                .visibility_timeout(seconds(visibility));
+            entry.build().expect("id and receipt are set")
+        });
+        let request = self
+            .client
+            .change_message_visibility_batch()
+            .queue_url(&self.url)
+            .set_entries(Some(entries.collect()));
+        Ok(self.refused(self.bounded(REQUEST_MAX, request.send()).await?.failed))
+    }
+
+    /// The entries of a batch that were refused, by their place in it.
+    fn refused(&self, failed: Vec<BatchResultErrorEntry>) -> Vec<(usize, QueueError)> {
+        let refused = failed.into_iter().filter_map(|entry| {
             let why = entry.message.unwrap_or_default();
             let error = self.named(&entry.code, format!("{}: {why}", entry.code).into());
             Some((entry.id.parse().ok()?, error))
         });
-        Ok(refused.collect())
-    }
-
-    /// Hides the message for `visibility` from now on; zero gives it back at once.
-    pub async fn extend(&self, message: &Message, visibility: Duration) -> Result<(), QueueError> {
-        let request = self
-            .client
-            .change_message_visibility()
-            .queue_url(&self.url)
-            .receipt_handle(&message.receipt)
-            .visibility_timeout(seconds(visibility));
-        self.bounded(REQUEST_MAX, request.send()).await?;
-        Ok(())
+        refused.collect()
     }
 
     async fn bounded<T, E>(

@@ -27,14 +27,15 @@ use crate::adapters::sqs::Message;
 use crate::adapters::sqs::QueueError;
 use crate::controller::Deps;
 use crate::controller::first_aid;
-use crate::controller::intake::deletes::Deletes;
+use crate::controller::intake::batches::Batches;
+use crate::controller::intake::batches::Verb;
 use crate::error::Chain;
 use crate::error::Classify;
 use crate::metrics;
 use crate::retry;
 use crate::shutdown::Shutdown;
 
-mod deletes;
+mod batches;
 
 /// Most messages in hand at a time: what a storm brings beyond it waits in the queue. Many, since
 /// every fence goes before every record, and only a record frees its hand.
@@ -61,15 +62,18 @@ enum Fate {
 /// Takes messages until it is asked to end, and then finishes those in hand.
 pub async fn run(deps: Arc<Deps>, shutdown: Shutdown) {
     let hands = Arc::new(Semaphore::new(IN_HAND_MAX));
-    let (deletes, deleting) = Deletes::new(deps.clone());
+    let (deletes, deleting) = Batches::new(deps.clone(), Verb::Delete);
+    let (extends, extending) = Batches::new(deps.clone(), Verb::Extend);
     let mut parts = JoinSet::new();
     parts.spawn(deleting);
+    parts.spawn(extending);
     for _ in 0..deps.settings.intake.pollers {
-        let desk = Desk { hands: hands.clone(), deletes: deletes.clone() };
+        let (hands, deletes, extends) = (hands.clone(), deletes.clone(), extends.clone());
+        let desk = Desk { hands, deletes, extends };
         parts.spawn(poll(deps.clone(), desk, shutdown.clone()));
     }
-    // The last poller takes the way in to the deletes with it.
-    drop(deletes);
+    // The last poller takes the ways in to the batches with it.
+    drop((deletes, extends));
     while parts.join_next().await.is_some() {}
 }
 
@@ -77,7 +81,15 @@ pub async fn run(deps: Arc<Deps>, shutdown: Shutdown) {
 #[derive(Clone)]
 struct Desk {
     hands: Arc<Semaphore>,
-    deletes: Deletes,
+    deletes: Batches,
+    extends: Batches,
+}
+
+/// A message, and how it is kept in hand.
+#[derive(Clone, Copy)]
+struct InHand<'a> {
+    message: &'a Message,
+    extends: &'a Batches,
 }
 
 async fn poll(deps: Arc<Deps>, desk: Desk, shutdown: Shutdown) {
@@ -93,7 +105,7 @@ async fn poll(deps: Arc<Deps>, desk: Desk, shutdown: Shutdown) {
             Ok(messages) => {
                 pause = PAUSE;
                 for (message, hand) in messages {
-                    in_hand.spawn(settle(deps.clone(), desk.deletes.clone(), message, hand));
+                    in_hand.spawn(settle(deps.clone(), desk.clone(), message, hand));
                 }
             }
             Err(error) => {
@@ -125,10 +137,12 @@ async fn receive(
     Ok(messages.into_iter().zip(free).collect())
 }
 
-async fn settle(deps: Arc<Deps>, deletes: Deletes, message: Message, hand: OwnedSemaphorePermit) {
-    let outcome = match weigh(&deps, &message).await {
+async fn settle(deps: Arc<Deps>, desk: Desk, message: Message, hand: OwnedSemaphorePermit) {
+    let in_hand = InHand { message: &message, extends: &desk.extends };
+    let outcome = match weigh(&deps, in_hand).await {
         Fate::Delete(outcome) => {
-            deletes.delete(&message).await;
+            // One that is not deleted comes again, and is then found recorded.
+            desk.deletes.ask(&message).await;
             outcome
         }
         Fate::Leave(outcome) => outcome,
@@ -137,10 +151,10 @@ async fn settle(deps: Arc<Deps>, deletes: Deletes, message: Message, hand: Owned
     drop(hand);
 }
 
-async fn weigh(deps: &Deps, message: &Message) -> Fate {
-    let now = deps.clock.now();
+async fn weigh(deps: &Deps, in_hand: InHand<'_>) -> Fate {
+    let (now, message) = (deps.clock.now(), in_hand.message);
     match eventbridge::read(message.body.as_bytes(), &deps.settings.home, now) {
-        Ok(Reading::Event(event)) => take(deps, message, &event).await,
+        Ok(Reading::Event(event)) => take(deps, in_hand, &event).await,
         Ok(Reading::NotOurs(why)) => Fate::Delete(match why {
             NotOurs::Account => "foreign-account",
             NotOurs::Region => "foreign-region",
@@ -154,7 +168,7 @@ async fn weigh(deps: &Deps, message: &Message) -> Fate {
     }
 }
 
-async fn take(deps: &Deps, message: &Message, event: &Event) -> Fate {
+async fn take(deps: &Deps, in_hand: InHand<'_>, event: &Event) -> Fate {
     metrics::signal_received(event.kind.label(), Source::Queue.label());
     metrics::signal_age(Source::Queue.label(), elapsed(event.time, deps.clock.now()));
     // Whether an instance is ours is decided only on whole lists.
@@ -167,9 +181,9 @@ async fn take(deps: &Deps, message: &Message, event: &Event) -> Fate {
     let subjects: Vec<Subject> =
         event.instances.iter().filter_map(|instance| subject(deps, instance, event)).collect();
     if subjects.is_empty() {
-        return unknown(message, event);
+        return unknown(in_hand.message, event);
     }
-    let recorded = join_all(subjects.iter().map(|one| aid_and_record(deps, message, one, event)));
+    let recorded = join_all(subjects.iter().map(|one| aid_and_record(deps, in_hand, one, event)));
     let recorded = recorded.await;
     if recorded.into_iter().all(|recorded| recorded) {
         Fate::Delete("recorded")
@@ -204,7 +218,12 @@ fn subject(deps: &Deps, instance: &InstanceId, event: &Event) -> Option<Subject>
 }
 
 /// First aid beside the record; answers whether the record is durable.
-async fn aid_and_record(deps: &Deps, message: &Message, subject: &Subject, event: &Event) -> bool {
+async fn aid_and_record(
+    deps: &Deps,
+    in_hand: InHand<'_>,
+    subject: &Subject,
+    event: &Event,
+) -> bool {
     let signal = signal(deps, event);
     let row = told(deps, subject, &signal);
     let aid = async {
@@ -213,13 +232,13 @@ async fn aid_and_record(deps: &Deps, message: &Message, subject: &Subject, event
             first_aid::give(deps, &row).await;
         }
     };
-    let ((), recorded) = tokio::join!(aid, record(deps, message, subject, &signal));
+    let ((), recorded) = tokio::join!(aid, record(deps, in_hand, subject, &signal));
     recorded
 }
 
 /// Writes the record, keeping the message in hand for as long as the API server does not answer:
 /// received again and again, it would end in the dead-letter queue for no fault of its own.
-async fn record(deps: &Deps, message: &Message, subject: &Subject, signal: &Signal) -> bool {
+async fn record(deps: &Deps, in_hand: InHand<'_>, subject: &Subject, signal: &Signal) -> bool {
     let known = deps.caches.interruptions.row(&subject.instance);
     if known.is_some_and(|row| row.has(signal)) {
         return true;
@@ -236,17 +255,16 @@ async fn record(deps: &Deps, message: &Message, subject: &Subject, signal: &Sign
     tokio::select! {
         biased;
         written = written => written.is_ok(),
-        () = keep_in_hand(deps, message) => false,
+        () = keep(deps, in_hand) => false,
     }
 }
 
 /// Returns when the message is no longer ours.
-async fn keep_in_hand(deps: &Deps, message: &Message) {
-    let visibility = deps.settings.intake.visibility;
+async fn keep(deps: &Deps, in_hand: InHand<'_>) {
+    let half = deps.settings.intake.visibility / 2;
     loop {
-        tokio::time::sleep(visibility / 2).await;
-        if let Err(error) = deps.queue.extend(message, visibility).await {
-            complain(&error, "message not kept in hand");
+        tokio::time::sleep(half).await;
+        if !in_hand.extends.ask(in_hand.message).await {
             return;
         }
     }

@@ -10,6 +10,8 @@ use aws_sdk_sqs::types::Message;
 use aws_sdk_sqs::types::MessageSystemAttributeName;
 use aws_sdk_sqs::types::QueueAttributeName;
 use jiff::Timestamp;
+use lifeboat::adapters::sqs::Queue;
+use lifeboat::adapters::sqs::QueueError;
 use lifeboat::clock::Clock;
 use lifeboat_chaos::serve::sqs_client;
 use lifeboat_chaos::wire::sqs::sqs;
@@ -168,6 +170,22 @@ async fn a_batch_fails_entry_by_entry() {
         ("bad", "ReceiptHandleIsInvalid")
     );
     assert_eq!(world.read(|state| state.queues.bodies("ours").len()), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_batch_is_kept_in_hand_but_for_what_somebody_else_has_by_now() {
+    let (world, client) = world(Settings::default());
+    ["one", "two", "three"].iter().for_each(|body| send(&world, body));
+    let queue = Queue::new(client, URL.to_owned());
+    let ten = Duration::from_secs(10);
+    let ours = queue.receive(Duration::ZERO, ten).await.unwrap();
+    queue.extend(&ours[1..2], Duration::ZERO).await.unwrap();
+    assert_eq!(queue.receive(Duration::ZERO, ten).await.unwrap().len(), 1);
+    let refused = queue.extend(&ours, 6 * ten).await.unwrap();
+    assert!(matches!(refused[..], [(1, QueueError::Stale(_))]), "{refused:?}");
+    tokio::time::sleep(5 * ten).await;
+    let again = queue.receive(Duration::ZERO, ten).await.unwrap();
+    assert_eq!(again.iter().map(|message| &*message.body).collect::<Vec<_>>(), ["two"]);
 }
 
 #[tokio::test(start_paused = true)]
