@@ -203,26 +203,7 @@ impl Cluster {
         write: Write<'_>,
         bound: Duration,
     ) -> Result<Value, ClusterError> {
-        let (method, content_type, body) = match &write {
-            Write::Create(body) => (Method::POST, "application/json", body),
-            Write::Replace(body) => (Method::PUT, "application/json", body),
-            Write::JsonPatch(body) => (Method::PATCH, "application/json-patch+json", body),
-            Write::MergePatch(body) => (Method::PATCH, "application/merge-patch+json", body),
-            Write::Apply(_, body) | Write::ApplyForced(_, body) => {
-                (Method::PATCH, "application/apply-patch+yaml", body)
-            }
-            Write::Delete(body) => (Method::DELETE, "application/json", body),
-        };
-        let uri = match &write {
-            Write::Apply(manager, _) => format!("{path}?fieldManager={manager}&force=false"),
-            Write::ApplyForced(manager, _) => format!("{path}?fieldManager={manager}&force=true"),
-            Write::Create(_) | Write::Replace(_) | Write::JsonPatch(_) | Write::MergePatch(_) => {
-                format!("{path}?fieldManager={MANAGER}")
-            }
-            Write::Delete(_) => path.to_owned(),
-        };
-        let request = request(method, &uri, Some((content_type, body)));
-        let text = self.send(path, request, bound).await?;
+        let text = self.send(path, write.request(path), bound).await?;
         parse(path, &text)
     }
 
@@ -247,11 +228,39 @@ impl Cluster {
             Urgency::Fence | Urgency::FirstAid => Instant::now() + bound,
             Urgency::Routine => until,
         };
-        match tokio::time::timeout_at(until, self.client.request_text(request)).await {
+        // Boxed now that its turn has come: thousands wait in a storm, and each would bring the room
+        // for a request with it.
+        let answer = Box::pin(self.client.request_text(request));
+        match tokio::time::timeout_at(until, answer).await {
             Ok(Ok(text)) => Ok(text),
             Ok(Err(error)) => Err(ClusterError::from_client(path, error)),
             Err(_) => Err(ClusterError::Late { path, bound }),
         }
+    }
+}
+
+impl Write<'_> {
+    /// The request that it is. Only its bytes wait for their turn, a tenth of the tree.
+    fn request(self, path: &str) -> Request<Vec<u8>> {
+        let uri = match &self {
+            Self::Apply(manager, _) => format!("{path}?fieldManager={manager}&force=false"),
+            Self::ApplyForced(manager, _) => format!("{path}?fieldManager={manager}&force=true"),
+            Self::Create(_) | Self::Replace(_) | Self::JsonPatch(_) | Self::MergePatch(_) => {
+                format!("{path}?fieldManager={MANAGER}")
+            }
+            Self::Delete(_) => path.to_owned(),
+        };
+        let (method, content_type, body) = match self {
+            Self::Create(body) => (Method::POST, "application/json", body),
+            Self::Replace(body) => (Method::PUT, "application/json", body),
+            Self::JsonPatch(body) => (Method::PATCH, "application/json-patch+json", body),
+            Self::MergePatch(body) => (Method::PATCH, "application/merge-patch+json", body),
+            Self::Apply(_, body) | Self::ApplyForced(_, body) => {
+                (Method::PATCH, "application/apply-patch+yaml", body)
+            }
+            Self::Delete(body) => (Method::DELETE, "application/json", body),
+        };
+        request(method, &uri, Some((content_type, &body)))
     }
 }
 

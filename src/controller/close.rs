@@ -111,6 +111,8 @@ fn whole(
     (row, facts): (&InterruptionRow, &ClusterFacts),
     status: &NodeInterruptionStatus,
 ) -> Value {
+    let passes = memory.passes.iter().filter_map(|pass| serde_json::from_str(pass).ok());
+    let passes: Vec<Value> = passes.collect();
     let mut status = status.clone();
     status.workloads.clone_from(&row.status.workloads);
     for (uid, drain) in &memory.drains {
@@ -130,6 +132,6 @@ fn whole(
         "status": status,
         "seconds": took,
         "facts": facts,
-        "passes": memory.passes,
+        "passes": passes,
     })
 }

@@ -149,10 +149,9 @@ pub async fn keep_warm(deps: Arc<Deps>) {
 /// Fences and holds, as the planner says, trying a few times. Whoever calls has noted it as aided.
 pub async fn give(deps: &Deps, row: &InterruptionRow) {
     for attempt in 1..=TRIES {
-        let mut memory = Memory::default();
-        observe::remember(deps, &mut memory, row);
-        let steps = steps(deps, &memory, row);
-        let hand = Hand { deps, cluster: &deps.first_aid, memory: &memory, row };
+        let steps = steps(deps, row);
+        let nothing = Memory::default();
+        let hand = Hand { deps, cluster: &deps.first_aid, memory: &nothing, row };
         let outcomes = join_all(steps.iter().map(|step| act::take(hand, step))).await;
         if !outcomes.contains(&Outcome::Failed) || attempt == TRIES {
             break;
@@ -169,8 +168,10 @@ pub fn is_first_aid(step: &Step) -> bool {
 }
 
 /// Nothing but the steps outlives this: in a storm, thousands wait for their turn.
-fn steps(deps: &Deps, memory: &Memory, row: &InterruptionRow) -> Vec<Step> {
-    let facts = observe::facts(deps, memory, row);
+fn steps(deps: &Deps, row: &InterruptionRow) -> Vec<Step> {
+    let mut memory = Memory::default();
+    observe::remember(deps, &mut memory, row);
+    let facts = observe::facts(deps, &memory, row);
     let plan = cluster::plan(&facts, &deps.settings.policy, deps.clock.now());
     plan.steps.into_iter().filter(is_first_aid).collect()
 }

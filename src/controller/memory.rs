@@ -11,7 +11,6 @@ use lifeboat_domain::cluster::facts::Eviction;
 use lifeboat_domain::ids::Zone;
 use lifeboat_domain::replacement::Limits;
 use lifeboat_domain::replacement::Overlay;
-use serde_json::Value;
 use tokio::time::Instant;
 
 use crate::adapters::cluster::claims::ClaimRow;
@@ -59,8 +58,9 @@ pub struct Memory {
     pub limits: Option<(Instant, Limits)>,
     /// Whether an overlay states the slices, and when that was looked at.
     pub overlay: Option<(Instant, Overlay)>,
-    /// Passes that took a step.
-    pub passes: Vec<Value>,
+    /// Passes that took a step, and the first that had one, which first aid may have taken. As text:
+    /// trees of it take five times the room.
+    pub passes: Vec<Box<str>>,
     /// The parts of the record that we wrote last.
     pub written: Written,
     /// What the plan withheld, as it is told in a condition.
@@ -81,13 +81,13 @@ pub struct Asked {
 #[derive(Debug, Default)]
 pub struct Written {
     /// What is said of the whole.
-    pub whole: Option<Value>,
+    pub whole: Option<String>,
     /// When that was written.
     pub at: Option<Instant>,
     /// Whether something else is to be said of it by now.
     pub owed: bool,
     /// What is said of each pod.
-    pub workloads: BTreeMap<String, Value>,
+    pub workloads: BTreeMap<String, String>,
 }
 
 impl Memory {
@@ -124,7 +124,7 @@ impl Memory {
     }
 
     /// Keeps a pass for the record.
-    pub fn keep_pass(&mut self, pass: Value) {
+    pub fn keep_pass(&mut self, pass: Box<str>) {
         if self.passes.len() < PASSES_MAX {
             self.passes.push(pass);
         }

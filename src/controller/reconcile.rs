@@ -14,7 +14,7 @@ use lifeboat_domain::deadline::elapsed;
 use lifeboat_domain::deadline::later;
 use lifeboat_domain::ids::InstanceId;
 use lifeboat_domain::replacement::NoClaim;
-use serde_json::json;
+use serde::Serialize;
 use tracing::Instrument;
 
 use crate::adapters::cluster::interruptions::InterruptionRow;
@@ -36,6 +36,9 @@ const WORRY_MIN: Duration = Duration::from_millis(500);
 const WORRY_MAX: Duration = Duration::from_secs(4);
 /// How soon a step that just went well is looked at again.
 const SETTLE: Duration = Duration::from_secs(1);
+/// In a storm, how long changes of one interruption are gathered: a look at each of them would take
+/// the processor from the fences of all others.
+const CALM: Duration = Duration::from_millis(200);
 /// How often an interruption with a deadline is looked at, whatever the planner expects.
 const PATROL: Duration = Duration::from_secs(5);
 /// How often one without is.
@@ -48,6 +51,13 @@ enum Due {
     At(Timestamp),
     /// Never: there is nothing left to do.
     Never,
+}
+
+/// One pass as it is kept: enough to plan it again.
+#[derive(Serialize)]
+struct Pass<'a> {
+    facts: &'a ClusterFacts,
+    plan: &'a Plan,
 }
 
 /// Follows one interruption until there is nothing left to do.
@@ -77,6 +87,9 @@ async fn run(deps: &Deps, instance: &InstanceId) {
             () = tokio::time::sleep(elapsed(now, due)) => (),
             () = bell.rung() => (),
         }
+        if deps.wakes.is_crowded() {
+            tokio::time::sleep(CALM).await;
+        }
     }
 }
 
@@ -88,9 +101,15 @@ async fn pass(deps: &Deps, instance: &InstanceId, memory: &mut Memory) -> (Due, 
     observe::look(deps, memory, &row).await;
     let (facts, plan) = decide(deps, memory, &row);
     memory.no_claim = plan.no_claim.map(NoClaim::label);
-    memory.withheld = withheld(&plan);
-    note_pass(memory, &facts, &plan);
+    let withheld = withheld(&plan);
+    let more_withheld = withheld.is_some() && withheld != memory.withheld;
+    memory.withheld = withheld;
     let outcomes = act_on(deps, memory, &row, &plan).await;
+    let took = outcomes.iter().any(|outcome| *outcome != Outcome::Settling);
+    let first = !plan.steps.is_empty() && memory.passes.is_empty();
+    if took || first || more_withheld {
+        note_pass(memory, &facts, &plan);
+    }
     let closed = close_if_planned(deps, memory, (&row, &facts), &plan).await;
     if !row.is_closed() && !closed {
         record::write(deps, memory, &row, &facts).await;
@@ -161,12 +180,10 @@ async fn close_if_planned(
 }
 
 fn note_pass(memory: &mut Memory, facts: &ClusterFacts, plan: &Plan) {
-    if plan.steps.is_empty() && plan.withheld.is_empty() {
-        return;
-    }
-    let pass = json!({"facts": facts, "plan": plan});
-    tracing::debug!(pass = %pass, "pass");
-    memory.keep_pass(pass);
+    let pass = serde_json::to_string(&Pass { facts, plan });
+    let pass = pass.expect("facts and plans are plain data with text for keys");
+    tracing::debug!(%pass, "pass");
+    memory.keep_pass(pass.into());
 }
 
 fn withheld(plan: &Plan) -> Option<String> {

@@ -38,7 +38,7 @@ pub async fn write(deps: &Deps, memory: &mut Memory, row: &InterruptionRow, fact
     // Phases may follow one another within a moment: the last of them is told.
     let lately = memory.written.at.is_some_and(|at| at.elapsed() < GATHER);
     if lately {
-        memory.written.owed = memory.written.whole.as_ref() != Some(&json!(status));
+        memory.written.owed = memory.written.whole != Some(json!(status).to_string());
     } else {
         write_whole(deps, memory, row, &status).await;
     }
@@ -101,14 +101,13 @@ async fn write_whole(
     status: &NodeInterruptionStatus,
 ) -> bool {
     let value = json!(status);
-    if memory.written.whole.as_ref() == Some(&value) {
+    let text = value.to_string();
+    if memory.written.whole.as_ref() == Some(&text) {
         return true;
     }
-    let applied =
-        interruptions::apply_status(&deps.cluster, &row.instance, MANAGER, value.clone()).await;
-    match applied {
+    match interruptions::apply_status(&deps.cluster, &row.instance, MANAGER, value).await {
         Ok(()) => {
-            memory.written.whole = Some(value);
+            memory.written.whole = Some(text);
             memory.written.at = Some(Instant::now());
             memory.written.owed = false;
             true
@@ -150,7 +149,7 @@ async fn write_workload(
         drain.refusals = drain.refusals.min(1);
         drain.gone_at = None;
     }
-    let edge = json!(edge);
+    let edge = json!(edge).to_string();
     let noted = row.status.workloads.contains_key(&uid);
     // The agent notes its pods itself; we do it for one that is silent.
     let agents = noted || elapsed(noticed_at(row, facts_at), facts_at) < AGENT_NOTES;

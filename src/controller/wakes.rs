@@ -74,6 +74,11 @@ impl Wakes {
         }
     }
 
+    /// Whether there are so many tasks that each looks again less often.
+    pub fn is_crowded(&self) -> bool {
+        self.tasks().len() > CROWD
+    }
+
     /// Wakes the tasks of all interruptions.
     pub fn wake_all(&self) {
         for task in self.tasks().values() {

@@ -263,17 +263,19 @@ async fn guarded(
     build: impl Fn(&NodeRow) -> Option<Vec<Value>>,
 ) -> Result<Patched, ClusterError> {
     let bound = REQUEST_MAX;
-    let mut row = known.clone();
+    let mut fresh = None;
     for left in (0..TRIES).rev() {
-        let Some(patch) = build(&row) else { return Ok(Patched::Already) };
+        let Some(patch) = build(fresh.as_ref().unwrap_or(known)) else {
+            return Ok(Patched::Already);
+        };
         let write = Write::JsonPatch(Value::Array(patch));
-        match cluster.write(&path(&row.name), write, bound).await {
+        match cluster.write(&path(&known.name), write, bound).await {
             Ok(_) => return Ok(Patched::Done),
             Err(ClusterError::NotFound { .. }) => return Ok(Patched::NoNode),
             // A `test` that does not hold is answered with 422, not 409.
             Err(ClusterError::Rejected { .. } | ClusterError::Conflict { .. }) if left > 0 => {
                 match read(cluster, &known.name, bound).await? {
-                    Some(fresh) if fresh.uid == known.uid => row = fresh,
+                    Some(read) if read.uid == known.uid => fresh = Some(read),
                     _ => return Ok(Patched::NoNode),
                 }
             }

@@ -322,15 +322,16 @@ pub async fn read(
 ///
 /// Answers whether the pod is held now, by whomever; a pod that is gone is not.
 pub async fn hold(cluster: &Cluster, pod: &PodRow, instance: &str) -> Result<bool, ClusterError> {
-    let mut row = pod.clone();
+    let mut fresh = None;
     for left in (0..3_usize).rev() {
-        let Some(patch) = hold_patch(&row, instance) else { return Ok(row.is_held()) };
-        match cluster.write(&path(&row), Write::JsonPatch(patch), REQUEST_MAX).await {
+        let row = fresh.as_ref().unwrap_or(pod);
+        let Some(patch) = hold_patch(row, instance) else { return Ok(row.is_held()) };
+        match cluster.write(&path(pod), Write::JsonPatch(patch), REQUEST_MAX).await {
             Ok(_) => return Ok(true),
             Err(ClusterError::NotFound { .. }) => return Ok(false),
             Err(ClusterError::Rejected { .. } | ClusterError::Conflict { .. }) if left > 0 => {
                 match read(cluster, pod, REQUEST_MAX).await? {
-                    Some(fresh) => row = fresh,
+                    Some(read) => fresh = Some(read),
                     None => return Ok(false),
                 }
             }
