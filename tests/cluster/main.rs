@@ -18,6 +18,7 @@ mod jobs;
 mod observe;
 mod plane;
 mod replacing;
+mod roles;
 #[path = "contract/rules.rs"]
 mod rules;
 mod saving;

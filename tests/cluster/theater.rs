@@ -30,6 +30,7 @@ use tokio::sync::MutexGuard;
 use tokio::time::Instant;
 
 use crate::plane;
+use crate::roles;
 
 /// How long anything may take that is waited for. Far more than it takes: nothing is timed by it.
 const PATIENCE: Duration = Duration::from_secs(150);
@@ -109,9 +110,9 @@ impl Turn {
         for program in ["controller-0", "controller-1", "agent"] {
             let who = Identity::account(&settings.name, program);
             let kubeconfig = self.plane().kubeconfig_of(&who).await.unwrap();
-            self.allow_everything(&settings.name, program).await;
             kubeconfigs.insert(program.to_owned(), kubeconfig);
         }
+        roles::grant(&Objects::new(self.plane().client()), &settings.name).await;
         let site = Site { client: self.plane().client(), kubeconfigs };
         Company::new(site, settings).await.unwrap()
     }
@@ -123,20 +124,6 @@ impl Turn {
         entries.retain(|entry| (200..300).contains(&entry.code));
         entries.sort_by_key(|entry| entry.received);
         entries
-    }
-
-    /// What `deploy/` allows our programs is tested where it is made, and not here.
-    async fn allow_everything(&self, namespace: &str, name: &str) {
-        let binding = json!({
-            "apiVersion": "rbac.authorization.k8s.io/v1",
-            "kind": "ClusterRoleBinding",
-            "metadata": { "name": format!("{namespace}-{name}") },
-            "roleRef": {
-                "apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "cluster-admin",
-            },
-            "subjects": [{ "kind": "ServiceAccount", "namespace": namespace, "name": name }],
-        });
-        Objects::new(self.plane().client()).create(binding).await.unwrap();
     }
 }
 
