@@ -39,6 +39,6 @@ fn subjects(subject: &Value, namespace: &str) -> Value {
         Some("lifeboat-agent") => &["agent"],
         _ => &["controller-0", "controller-1"],
     };
-    let named = |name| json!({"kind": "ServiceAccount", "namespace": namespace, "name": name});
-    names.iter().map(named).collect()
+    let account = |name| json!({"kind": "ServiceAccount", "namespace": namespace, "name": name});
+    names.iter().map(account).collect()
 }

@@ -175,7 +175,9 @@ async fn a_batch_fails_entry_by_entry() {
 #[tokio::test(start_paused = true)]
 async fn a_batch_is_kept_in_hand_but_for_what_somebody_else_has_by_now() {
     let (world, client) = world(Settings::default());
-    ["one", "two", "three"].iter().for_each(|body| send(&world, body));
+    for body in ["one", "two", "three"] {
+        send(&world, body);
+    }
     let queue = Queue::new(client, URL.to_owned());
     let ten = Duration::from_secs(10);
     let ours = queue.receive(Duration::ZERO, ten).await.unwrap();
