@@ -9,6 +9,7 @@ use lifeboat_domain::ids::InstanceId;
 use lifeboat_domain::policy::OperatingMode;
 
 use crate::adapters::cluster::ClusterError;
+use crate::adapters::cluster::checkpoints;
 use crate::adapters::cluster::interruptions;
 use crate::adapters::cluster::interruptions::InterruptionRow;
 use crate::adapters::cluster::nodes;
@@ -35,6 +36,7 @@ const RECORD_WITHIN: Duration = Duration::from_mins(2);
 pub async fn run(deps: Arc<Deps>) {
     tokio::join!(
         deps.caches.interruptions.synced(),
+        deps.caches.checkpoints.synced(),
         deps.caches.pods.synced(),
         deps.caches.nodes.synced(),
         deps.caches.namespaces.synced(),
@@ -42,6 +44,7 @@ pub async fn run(deps: Arc<Deps>) {
     let mut stale = Stale::default();
     loop {
         forget_records(&deps).await;
+        trim_indexes(&deps).await;
         if deps.settings.policy.mode == OperatingMode::Protect {
             release_pods(&deps, &mut stale).await;
             release_nodes(&deps).await;
@@ -109,6 +112,14 @@ async fn forget_records(deps: &Deps) {
         if place < beyond || elapsed(at, now) > KEPT {
             report("forget", interruptions::delete(&deps.cluster, &row).await);
         }
+    }
+}
+
+/// Takes the oldest pods out of the indexes, before their schema takes no more.
+async fn trim_indexes(deps: &Deps) {
+    let full = deps.caches.checkpoints.select(|row| Some((row.clone(), row.status.surplus()?)));
+    for (row, surplus) in full {
+        report("trim", checkpoints::trim(&deps.cluster, &row, surplus).await);
     }
 }
 

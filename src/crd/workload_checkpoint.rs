@@ -11,8 +11,12 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde::Serialize;
+use serde_json::Map;
+use serde_json::Value;
+use serde_json::json;
 
 use super::node_interruption::Save;
+use super::node_interruption::SaveState;
 use super::schema::Count;
 use super::schema::Time;
 use super::schema::open_enum;
@@ -126,6 +130,37 @@ pub struct Ended {
     pub at: Timestamp,
 }
 
+/// Entries of an index that stay, of each kind; the schema takes four times as many.
+pub const KEPT: usize = 256;
+
+impl WorkloadCheckpointStatus {
+    /// The entries that are to go, as a merge patch of the status: the oldest beyond [`KEPT`], and
+    /// of the saves only those of which nothing more will come. None if there are none.
+    pub fn surplus(&self) -> Option<Value> {
+        let settled = |save: &Save| match save.state {
+            SaveState::Durable | SaveState::Failed => true,
+            SaveState::Idle | SaveState::Asked | SaveState::Saving | SaveState::Unknown => false,
+        };
+        let saves = self.saves.iter().filter(|(_, save)| settled(save));
+        let saves = saves.map(|(uid, save)| (save.told_at.or(save.durable_at), uid));
+        let ended = self.ended.iter().map(|(uid, ended)| (Some(ended.at), uid));
+        let (saves, ended) = (oldest(saves, self.saves.len()), oldest(ended, self.ended.len()));
+        let patch = json!({"saves": saves, "ended": ended});
+        (!saves.is_empty() || !ended.is_empty()).then_some(patch)
+    }
+}
+
+/// The oldest of these, so that no more than [`KEPT`] of `all` stay, each as what removes it.
+fn oldest<'a>(
+    entries: impl Iterator<Item = (Option<Timestamp>, &'a String)>,
+    all: usize,
+) -> Map<String, Value> {
+    let mut entries: Vec<_> = entries.collect();
+    entries.sort();
+    let beyond = entries.into_iter().take(all.saturating_sub(KEPT));
+    beyond.map(|(_, uid)| (uid.clone(), Value::Null)).collect()
+}
+
 /// The name of the index of `job_key`: its own letters where Kubernetes takes them, and a hash, so
 /// that two keys never share a name.
 pub fn name_of(job_key: &str) -> String {
@@ -158,6 +193,27 @@ mod tests {
             assert!(name.starts_with(inside) && name.ends_with(inside), "{name}");
             assert!(name.chars().all(|letter| inside(letter) || letter == '-'), "{name}");
         }
+    }
+
+    #[test]
+    fn the_oldest_that_are_settled_go_and_what_is_under_way_stays() {
+        let at = |second: usize| Timestamp::from_second(i64::try_from(second).unwrap()).unwrap();
+        let proof = Proof::ContainersEnded;
+        let mut status = WorkloadCheckpointStatus::default();
+        for place in 0..KEPT {
+            let ended = Ended { epoch: None, proof, at: at(place) };
+            status.ended.insert(format!("pod-{place}"), ended);
+        }
+        assert_eq!(status.surplus(), None);
+        let newest = Ended { epoch: None, proof, at: at(KEPT) };
+        status.ended.insert("another".to_owned(), newest);
+        for place in 0..KEPT + 2 {
+            let state = if place == 0 { "Saving" } else { "Durable" };
+            let told = json!({"state": state, "toldAt": at(place).to_string()});
+            status.saves.insert(format!("pod-{place}"), serde_json::from_value(told).unwrap());
+        }
+        let expected = json!({"saves": {"pod-1": null, "pod-2": null}, "ended": {"pod-0": null}});
+        assert_eq!(status.surplus(), Some(expected));
     }
 
     #[test]

@@ -17,6 +17,7 @@ use lifeboat::config::Sources;
 use lifeboat::crd::node_interruption::Save;
 use lifeboat::crd::node_interruption::SaveState;
 use lifeboat::crd::node_interruption::Workload;
+use lifeboat::crd::workload_checkpoint::name_of;
 use lifeboat::shutdown::Shutdown;
 use lifeboat::wiring;
 use lifeboat::wiring::ControllerClients;
@@ -636,6 +637,31 @@ async fn the_end_of_a_pod_without_an_interruption_is_proven() {
         .read(|state| state.cluster.list(CHECKPOINT).next().map(|index| Value::clone(index)));
     let index = index.expect("an index with the proof");
     assert!(index["status"]["ended"][uid(&pod)]["proof"].is_string(), "{index}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_index_loses_its_oldest_pods_before_it_is_full() {
+    let stage = Stage::usual().await;
+    let ended = |number: i64| {
+        let at = jiff::Timestamp::from_second(1_700_000_000 + number).unwrap();
+        let ended = json!({"proof": "ContainersEnded", "at": at.to_string()});
+        (format!("pod-{number:03}"), ended)
+    };
+    let ended: serde_json::Map<String, Value> = (0..300).map(ended).collect();
+    let index = json!({
+        "metadata": {"namespace": "default", "name": name_of("job")},
+        "spec": {"jobKey": "job"},
+        "status": {"ended": ended},
+    });
+    stage.world.update(|state| state.cluster.put(CHECKPOINT, index));
+    stage.after(60).await;
+    let index = stage
+        .world
+        .read(|state| state.cluster.list(CHECKPOINT).next().map(|index| Value::clone(index)));
+    let index = index.unwrap();
+    let left = index["status"]["ended"].as_object().unwrap();
+    assert_eq!(left.len(), 256);
+    assert_eq!(left.keys().next().unwrap(), "pod-044");
 }
 
 mod bodies {

@@ -107,6 +107,19 @@ pub async fn record_save(
     apply_status(cluster, index, manager, json!({"saves": {pod_uid: save}})).await
 }
 
+/// Takes entries out of an index, by a merge patch of its status.
+pub async fn trim(
+    cluster: &Cluster,
+    row: &CheckpointRow,
+    surplus: Value,
+) -> Result<(), ClusterError> {
+    let at = format!("{}/status", path(&row.namespace, &row.job_key));
+    match cluster.write(&at, Write::MergePatch(json!({"status": surplus})), REQUEST_MAX).await {
+        Ok(_) | Err(ClusterError::NotFound { .. }) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
 /// Writes the newest manifest, and whether the work is done.
 pub async fn record_newest(
     cluster: &Cluster,
