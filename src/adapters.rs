@@ -2,9 +2,11 @@
 
 pub mod cluster;
 pub mod eventbridge;
+pub mod folder;
 pub mod imds;
 pub mod kubelet;
 pub mod nvml;
+pub mod pod_http;
 pub mod proc;
 pub mod sqs;
 pub mod store;

@@ -32,6 +32,7 @@ use crate::adapters::cluster::Cluster;
 use crate::adapters::imds;
 use crate::adapters::imds::Imds;
 use crate::adapters::kubelet::PodResourcesClient;
+use crate::adapters::proc;
 use crate::adapters::proc::Motion;
 use crate::adapters::proc::Proc;
 use crate::agent::act::Hands;
@@ -139,6 +140,7 @@ pub enum AgentError {
 
 /// Runs the agent until it is asked to end and its work is done. All it does ends with it.
 pub async fn run(deps: Deps, shutdown: Shutdown) -> Result<(), AgentError> {
+    proc::allow_open_files();
     let agent = Agent::start(deps).await?;
     agent.run(shutdown).await
 }
@@ -287,6 +289,9 @@ impl Agent {
         self.hands.act(&plan, &facts, &mut self.observer).await;
         self.sources.senses.know(&facts);
         self.sources.proofs.ask(questions(&facts));
+        for (pod, job_key, stored) in self.sources.workloads.ends() {
+            self.sources.reporter.finished(&pod, &job_key, stored);
+        }
         self.sweep(&facts);
         metrics::workloads(facts.workloads.len());
         plan

@@ -29,6 +29,7 @@ use crate::world::workloads::Dies;
 use crate::world::workloads::HandOver;
 use crate::world::workloads::Kind;
 use crate::world::workloads::Speaks;
+use crate::world::workloads::directory::FOLDER;
 
 /// The pool that the nodes of a script are of.
 pub const POOL: &str = "gpu-spot";
@@ -235,10 +236,11 @@ fn template(line: &Line, name: &str) -> Result<Value, ScriptError> {
         }],
     });
     if !line.says("unprotected") {
+        let is_folder = attributes["lifeboat.dev/checkpoint"] == "directory";
+        let path = if is_folder { FOLDER } else { "/run/lifeboat" };
         let csi = json!({ "driver": "lifeboat.dev", "volumeAttributes": attributes });
         spec["volumes"] = json!([{ "name": "boat", "csi": csi }]);
-        spec["containers"][0]["volumeMounts"] =
-            json!([{ "name": "boat", "mountPath": "/run/lifeboat" }]);
+        spec["containers"][0]["volumeMounts"] = json!([{ "name": "boat", "mountPath": path }]);
     }
     if let Some(zone) = line.option("volume") {
         spec["nodeSelector"] = json!({ "topology.kubernetes.io/zone": zone });
@@ -247,13 +249,14 @@ fn template(line: &Line, name: &str) -> Result<Value, ScriptError> {
     Ok(json!({ "metadata": { "labels": labels, "annotations": annotations }, "spec": spec }))
 }
 
-/// `[state B] [step D] [steps N] [ranks N] [kind sdk|sigterm|deaf|refuses] [safe-point] [files]
+/// `[state B] [step D] [steps N] [ranks N] [kind sdk|directory|sigterm|deaf|refuses] [safe-point] [files]
 /// [dies given|taken] [ends-in D] [speaks newer|older]`
 fn behavior(line: &Line) -> Result<Behavior, ScriptError> {
     let usual = Behavior::default();
     let milliseconds = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     let kind = match line.option("kind").or(line.option("mode")) {
         Some("sigterm") => Kind::Sigterm,
+        Some("directory") => Kind::Directory,
         Some("deaf") => Kind::Deaf,
         Some("refuses") => Kind::Refuses,
         _ => Kind::Sdk,

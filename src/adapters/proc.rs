@@ -1,11 +1,14 @@
 //! The host's processes and control groups: whose a process is, whether a pod still has any, and
 //! how to stop and wake them.
 
+use std::collections::BTreeSet;
 use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::path::PathBuf;
 
 use lifeboat_domain::ids::PodUid;
+use rustix::process::Resource;
 
 use crate::error::Class;
 use crate::error::Classify;
@@ -22,6 +25,9 @@ const INSIDE_DEPTH: usize = 6;
 
 /// Folders that one look may read; beyond it we know nothing.
 const FOLDERS_MAX: usize = 20_000;
+
+/// Descriptors of a pod's processes that one look may read; beyond it we know nothing.
+const DESCRIPTORS_MAX: usize = 200_000;
 
 /// The processes and control groups below a host's root.
 #[derive(Debug, Clone)]
@@ -55,6 +61,9 @@ pub enum Population {
     Processes(Vec<u32>),
 }
 
+/// A file, by its filesystem and its number there.
+pub type File = (u64, u64);
+
 /// What is to become of a pod's processes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Motion {
@@ -86,6 +95,12 @@ pub enum ProcError {
     TooMany {
         /// The hierarchy's root.
         root: PathBuf,
+    },
+    /// A pod's processes hold more open than we look through.
+    #[error("the processes of pod `{pod}` hold more than {DESCRIPTORS_MAX} files open")]
+    TooManyOpen {
+        /// The pod.
+        pod: PodUid,
     },
     /// The pod has no control group.
     #[error("pod `{pod}` has no control group")]
@@ -126,6 +141,12 @@ impl Proc {
         self.offload.run(move || population(&root, &pod)).await
     }
 
+    /// The files that processes of `pod` have open for writing, or mapped so that they can write.
+    pub async fn written_by(&self, pod: &PodUid) -> Result<BTreeSet<File>, ProcError> {
+        let (root, pod) = (self.root.clone(), pod.clone());
+        self.offload.run(move || written_by(&root, &pod)).await
+    }
+
     /// Whether `pod` is frozen; a pod without control group is not.
     pub async fn motion(&self, pod: &PodUid) -> Result<Motion, ProcError> {
         let (root, pod) = (self.root.clone(), pod.clone());
@@ -150,9 +171,10 @@ impl Classify for ProcError {
     fn class(&self) -> Class {
         match self {
             Self::File { .. } => Class::Transient,
-            Self::NoHierarchy { .. } | Self::TooMany { .. } | Self::NoGroup { .. } => {
-                Class::Permanent
-            }
+            Self::NoHierarchy { .. }
+            | Self::TooMany { .. }
+            | Self::TooManyOpen { .. }
+            | Self::NoGroup { .. } => Class::Permanent,
         }
     }
 
@@ -161,8 +183,19 @@ impl Classify for ProcError {
             Self::File { .. } => "file",
             Self::NoHierarchy { .. } => "no_hierarchy",
             Self::TooMany { .. } => "too_many",
+            Self::TooManyOpen { .. } => "too_many_open",
             Self::NoGroup { .. } => "no_group",
         }
+    }
+}
+
+/// Lets this process hold as many files open as it may: container runtimes start it with 1,024,
+/// and a workload's folder has up to a hundred thousand.
+pub fn allow_open_files() {
+    let mut limit = rustix::process::getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = rustix::process::setrlimit(Resource::Nofile, limit) {
+        tracing::warn!(%error, "limit of open files not raised");
     }
 }
 
@@ -209,6 +242,81 @@ fn population(root: &Path, pod: &PodUid) -> Result<Population, ProcError> {
     pids.sort_unstable();
     pids.dedup();
     Ok(if pids.is_empty() { Population::Empty } else { Population::Processes(pids) })
+}
+
+fn written_by(root: &Path, pod: &PodUid) -> Result<BTreeSet<File>, ProcError> {
+    let pids = match population(root, pod)? {
+        Population::Empty => Vec::new(),
+        Population::Processes(pids) => pids,
+    };
+    let mut written = BTreeSet::new();
+    let mut seen = 0;
+    for pid in pids {
+        let process = root.join("proc").join(pid.to_string());
+        seen += open_for_writing(&process, DESCRIPTORS_MAX - seen, &mut written)?;
+        if seen >= DESCRIPTORS_MAX {
+            return Err(ProcError::TooManyOpen { pod: pod.clone() });
+        }
+        written.extend(text_of(&process.join("maps"))?.lines().filter_map(shared_mapping));
+    }
+    Ok(written)
+}
+
+/// Adds the files of one process, and says how many descriptors it looked at.
+fn open_for_writing(
+    process: &Path,
+    most: usize,
+    written: &mut BTreeSet<File>,
+) -> Result<usize, ProcError> {
+    let path = process.join("fdinfo");
+    let entries = match std::fs::read_dir(&path) {
+        Ok(entries) => entries,
+        Err(error) if gone(&error) => return Ok(0),
+        Err(source) => return Err(ProcError::File { path, source }),
+    };
+    let mut seen = 0;
+    for entry in entries.filter_map(Result::ok).take(most) {
+        seen += 1;
+        if !may_write(&text_of(&entry.path())?) {
+            continue;
+        }
+        // Through the descriptor, so it is the file itself, whatever its name is by now.
+        match std::fs::metadata(process.join("fd").join(entry.file_name())) {
+            Ok(found) => _ = written.insert((found.dev(), found.ino())),
+            Err(error) if gone(&error) => (),
+            Err(source) => return Err(ProcError::File { path: entry.path(), source }),
+        }
+    }
+    Ok(seen)
+}
+
+/// Whether a descriptor's `fdinfo` says that it is open for writing.
+fn may_write(fdinfo: &str) -> bool {
+    const ACCESS: u32 = 3;
+    let flags = fdinfo.lines().find_map(|line| line.strip_prefix("flags:"));
+    let flags = flags.and_then(|octal| u32::from_str_radix(octal.trim(), 8).ok());
+    flags.is_some_and(|flags| flags & ACCESS != 0)
+}
+
+/// The file of a line of `maps` that is shared and can be written.
+fn shared_mapping(line: &str) -> Option<File> {
+    let mut parts = line.split_ascii_whitespace().skip(1);
+    let permissions = parts.next()?.as_bytes();
+    let (device, inode) = (parts.nth(1)?, parts.next()?.parse().ok()?);
+    let (major, minor) = device.split_once(':')?;
+    let number = |hex| u32::from_str_radix(hex, 16).ok();
+    let device = rustix::fs::makedev(number(major)?, number(minor)?);
+    let writes = permissions.get(1) == Some(&b'w') && permissions.get(3) == Some(&b's');
+    (writes && inode > 0).then_some((device, inode))
+}
+
+/// The text of a file of a process; none if the process is gone.
+fn text_of(path: &Path) -> Result<String, ProcError> {
+    match std::fs::read_to_string(path) {
+        Ok(text) => Ok(text),
+        Err(error) if gone(&error) => Ok(String::new()),
+        Err(source) => Err(ProcError::File { path: path.to_owned(), source }),
+    }
 }
 
 fn motion(root: &Path, pod: &PodUid) -> Result<Motion, ProcError> {
@@ -403,6 +511,47 @@ mod tests {
         let root = host(&[]);
         let proc = Proc::new(root.path(), Offload::Inline);
         assert!(matches!(proc.population(&pod()).await, Err(ProcError::NoHierarchy { .. })));
+    }
+
+    #[tokio::test]
+    async fn what_a_pod_has_open_for_writing_is_known_by_its_file_whatever_its_name() {
+        let group = format!("sys/fs/cgroup/kubepods/pod{UID}/cgroup.procs");
+        let root = host(&[("sys/fs/cgroup/cgroup.controllers", ""), (&group, "7\n")]);
+        // This very process stands for the pod's.
+        std::fs::create_dir_all(root.path().join("proc")).unwrap();
+        std::os::unix::fs::symlink("/proc/self", root.path().join("proc/7")).unwrap();
+        let proc = Proc::new(root.path(), Offload::Inline);
+        let path = root.path().join("model.pt");
+        let written = std::fs::File::create(&path).unwrap();
+        std::fs::rename(&path, root.path().join("renamed.pt")).unwrap();
+        std::fs::write(root.path().join("read.pt"), "state").unwrap();
+        let read = std::fs::File::open(root.path().join("read.pt")).unwrap();
+        let id = |file: &std::fs::File| {
+            let found = file.metadata().unwrap();
+            (found.dev(), found.ino())
+        };
+        let found = proc.written_by(&pod()).await.unwrap();
+        assert!(found.contains(&id(&written)) && !found.contains(&id(&read)), "{found:?}");
+        let gone = id(&written);
+        drop(written);
+        assert!(!proc.written_by(&pod()).await.unwrap().contains(&gone));
+        std::fs::write(root.path().join(&group), "").unwrap();
+        assert_eq!(proc.written_by(&pod()).await.unwrap(), BTreeSet::new());
+    }
+
+    #[test]
+    fn a_shared_mapping_that_can_be_written_is_one_of_its_file() {
+        let line = |mode: &str| format!("7f00-7f10 {mode} 00000000 fe:01 4711      /ckpt/model.pt");
+        let file = Some((rustix::fs::makedev(0xfe, 1), 4711));
+        assert_eq!(shared_mapping(&line("rw-s")), file);
+        for mode in ["r--s", "rw-p", "r-xp"] {
+            assert_eq!(shared_mapping(&line(mode)), None);
+        }
+        assert_eq!(shared_mapping("7f00-7f10 rw-s 00000000 00:01 0"), None);
+        assert_eq!(shared_mapping("7f00-7f10 rw-p 00000000 00:00 0 [heap]"), None);
+        assert_eq!(shared_mapping(""), None);
+        assert!(may_write("pos:\t0\nflags:\t0100001\nmnt_id:\t1\n"));
+        assert!(may_write("flags:\t02\n") && !may_write("flags:\t0100000\n") && !may_write(""));
     }
 
     #[tokio::test]

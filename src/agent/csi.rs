@@ -1,5 +1,5 @@
-//! Serves the volume that brings a socket into each pod: a driver of the Container Storage
-//! Interface that mounts nothing.
+//! Serves the volume that brings a socket into each pod, or is its folder: a driver of the Container
+//! Storage Interface that mounts nothing.
 //!
 //! Kubelet itself says which pod a volume is for, so a workload cannot name another one.
 
@@ -11,6 +11,7 @@ use std::path::PathBuf;
 
 use lifeboat_domain::ids::NotAName;
 use lifeboat_domain::ids::PodRef;
+use lifeboat_domain::workload::Mode;
 use tokio::net::UnixListener;
 use tonic::Status;
 use tracing::info;
@@ -19,9 +20,11 @@ use tracing::warn;
 use crate::agent::csi::serve::Request;
 use crate::agent::csi::serve::Response;
 use crate::agent::csi::serve::unary;
+use crate::agent::csi::serve::unary_later;
 use crate::agent::csi::socket::Access;
 use crate::agent::pods::Pods;
 use crate::agent::records::PodRecord;
+use crate::agent::workloads::Fill;
 use crate::error::Chain;
 
 pub mod serve;
@@ -117,9 +120,13 @@ impl Csi {
                     |_: &wire::NodeGetCapabilitiesRequest| Ok(wire::NodeGetCapabilitiesResponse {});
                 unary(request, none).await
             }
-            "/csi.v1.Node/NodePublishVolume" => unary(request, |asked| self.publish(asked)).await,
+            "/csi.v1.Node/NodePublishVolume" => {
+                let csi = &self;
+                unary_later(request, |asked| async move { csi.publish(&asked).await }).await
+            }
             "/csi.v1.Node/NodeUnpublishVolume" => {
-                unary(request, |asked| self.unpublish(asked)).await
+                let csi = &self;
+                unary_later(request, |asked| async move { csi.unpublish(&asked).await }).await
             }
             _ => Status::unimplemented("this driver serves no such method").into_http(),
         }
@@ -131,26 +138,40 @@ impl Csi {
 
     /// Comes twice at a pod's start, and again and again after: each time for a socket that is
     /// there, unless the agent was started again since.
-    fn publish(
+    async fn publish(
         &self,
         asked: &wire::NodePublishVolumeRequest,
     ) -> Result<wire::NodePublishVolumeResponse, Status> {
         let pod = pod(asked)?;
         let target = self.host.target(&asked.target_path, Some(pod.pod.uid.as_str()))?;
-        self.pods.mounted(pod, &target.join(AGENT_SOCKET)).map_err(|error| {
+        let refused = |error: io::Error| {
             warn!(target = %target.display(), error = %Chain(&error), "volume not published");
-            Status::internal(format!("the socket was not made: {error}"))
-        })?;
+            Status::internal(format!("the volume was not made: {error}"))
+        };
+        if self.pods.mode_of(&pod).await == Mode::Directory {
+            match self.pods.occupied(pod, (&target, &self.host)).await.map_err(refused)? {
+                Fill::Done => (),
+                Fill::UnderWay(why) => {
+                    return Err(Status::unavailable(format!("the folder is being filled: {why}")));
+                }
+                Fill::Failed(why) => {
+                    return Err(Status::unavailable(format!("the folder was not filled: {why}")));
+                }
+            }
+        } else {
+            self.pods.mounted(pod, &target.join(AGENT_SOCKET)).map_err(refused)?;
+        }
         Ok(wire::NodePublishVolumeResponse {})
     }
 
     /// The target must be gone when this succeeds, or kubelet never lets the pod's name go. It
     /// comes for volumes, too, that an agent before us published.
-    fn unpublish(
+    async fn unpublish(
         &self,
         asked: &wire::NodeUnpublishVolumeRequest,
     ) -> Result<wire::NodeUnpublishVolumeResponse, Status> {
         let target = self.host.target(&asked.target_path, None)?;
+        self.pods.vacated(&asked.target_path).await;
         self.pods.unmounted(&asked.target_path);
         match std::fs::remove_dir_all(&target) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -166,6 +187,11 @@ impl Host {
     /// The host whose files lie below `root`.
     pub fn new(root: &Path) -> Self {
         Self { root: root.to_owned() }
+    }
+
+    /// What all of its paths begin with.
+    pub fn root(&self) -> &Path {
+        &self.root
     }
 
     /// Where we find what kubelet calls `path`. In a test kubelet may see the same root as we do.

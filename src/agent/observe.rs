@@ -310,6 +310,7 @@ mod tests {
             asked: Asked::Nothing,
             checkpoint: Checkpoint::Idle,
             insurance: None,
+            finished: None,
             size: None,
             quiet: Quiet::Running,
             terminating: terminating.map(at),

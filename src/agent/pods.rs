@@ -12,10 +12,14 @@ use std::time::Duration;
 
 use lifeboat_domain::ids::PodRef;
 use lifeboat_domain::ids::PodUid;
+use lifeboat_domain::workload::Mode;
+use tokio::sync::watch;
+use tokio::time::Instant;
 use tracing::info;
 use tracing::warn;
 
 use crate::adapters::cluster::pods::PodRow;
+use crate::adapters::pod_http::Address;
 use crate::agent::bell::Bell;
 use crate::agent::bell::Ear;
 use crate::agent::csi::AGENT_SOCKET;
@@ -26,12 +30,30 @@ use crate::agent::csi::socket::Access;
 use crate::agent::records::Device;
 use crate::agent::records::PodRecord;
 use crate::agent::records::Records;
+use crate::agent::workloads::Fill;
+use crate::agent::workloads::Occupied;
 use crate::agent::workloads::PodEntry;
 use crate::agent::workloads::Workloads;
 use crate::error::Chain;
 
 /// Pause after a record was not written.
 const PAUSE: Duration = Duration::from_secs(1);
+
+/// How long the annotations of a pod may take to be known. Without them it is served a socket.
+const ANNOTATIONS: Duration = Duration::from_secs(5);
+
+/// How long one call of kubelet's waits for a folder; it calls again, and gives up each after two
+/// minutes.
+const FILL_WAIT: Duration = Duration::from_secs(90);
+
+/// How long a volume stays for a state that was asked for and not handed over yet.
+const HAND_OVER: Duration = Duration::from_secs(20);
+
+/// How long the volume of a pod that is being ended stays until its state is asked for.
+const ASKED_WITHIN: Duration = Duration::from_secs(1);
+
+/// How often what nobody tells is looked at.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// The pods, shared by kubelet's side, the API server's side and the loop.
 #[derive(Debug, Clone)]
@@ -80,6 +102,12 @@ pub enum Presence {
 struct Table {
     pods: BTreeMap<PodUid, Pod>,
     unwritten: BTreeSet<PodUid>,
+    /// The one that is being written.
+    writing: Option<PodUid>,
+    /// Folders that are being filled, or were.
+    fills: BTreeMap<PodUid, watch::Receiver<Fill>>,
+    /// Those that are called.
+    called: BTreeSet<PodUid>,
 }
 
 impl Pods {
@@ -87,7 +115,7 @@ impl Pods {
     pub async fn load(records: Records, workloads: Workloads, bell: Bell) -> Self {
         let kept = records.pods().await;
         let pods = kept.into_iter().map(|record| (record.pod.uid.clone(), Pod::new(record)));
-        let table = Table { pods: pods.collect(), unwritten: BTreeSet::new() };
+        let table = Table { pods: pods.collect(), ..Table::default() };
         Self { table: Arc::new(Mutex::new(table)), bell, dirty: Bell::new(), records, workloads }
     }
 
@@ -95,9 +123,18 @@ impl Pods {
     /// too, but only after up to a minute.
     pub fn mount_again(&self, host: &Host) {
         for pod in self.all() {
+            self.call_where_it_wants(&pod.record.pod.uid);
             let Some(target) = &pod.record.target else { continue };
             let target = host.path(target);
             if !target.is_dir() {
+                continue;
+            }
+            if pod.record.filled {
+                self.occupy(&pod.record, (&target, host), Occupied::Filled);
+                continue;
+            }
+            // Kubelet asks again for a folder that was never whole.
+            if pod.record.wishes().mode == Mode::Directory {
                 continue;
             }
             let again = self.mounted(pod.record.clone(), &target.join(AGENT_SOCKET));
@@ -107,17 +144,126 @@ impl Pods {
         }
     }
 
-    /// Takes in a pod whose volume is wanted, and makes its socket unless it is there.
-    pub fn mounted(&self, record: PodRecord, at: &Path) -> io::Result<()> {
+    /// What a pod's volume is to be, once its annotations are known, or could have been.
+    pub async fn mode_of(&self, record: &PodRecord) -> Mode {
+        let mut ear = self.bell.ear();
+        let until = Instant::now() + ANNOTATIONS;
+        loop {
+            let record = self.merged(record.clone());
+            let mode = record.wishes().mode;
+            let is_open = mode == Mode::None && record.annotations.is_none();
+            if !is_open || tokio::time::timeout_at(until, ear.rung()).await.is_err() {
+                return mode;
+            }
+        }
+    }
+
+    /// Takes in a pod whose volume is a folder, has it filled, and says how far that is. It may be
+    /// used once it is done, and the agent will know that it was.
+    pub async fn occupied(
+        &self,
+        record: PodRecord,
+        (at, host): (&Path, &Host),
+    ) -> io::Result<Fill> {
+        let record = self.put(self.merged(record)).record;
         let uid = record.pod.uid.clone();
-        let record = match self.one(&uid) {
+        if !record.filled {
+            std::fs::create_dir_all(at)?;
+            let mut filling = self.filling(&record, (at, host));
+            let settled = filling.wait_for(|fill| !matches!(fill, Fill::UnderWay(_)));
+            let settled = tokio::time::timeout(FILL_WAIT, settled).await;
+            // Who fills is gone only with the agent.
+            drop(settled.map(|settled| settled.map(drop)));
+            let fill = filling.borrow().clone();
+            if fill != Fill::Done {
+                return Ok(fill);
+            }
+            self.put(PodRecord { filled: true, ..self.merged(record) });
+        } else if self.one(&uid).is_none_or(|pod| pod.volume != Volume::Mounted) {
+            self.occupy(&record, (at, host), Occupied::Filled);
+        }
+        self.change(&uid, |pod| pod.volume = Volume::Mounted);
+        self.written(&uid).await;
+        Ok(Fill::Done)
+    }
+
+    /// Lets the folder of the volume at `target` go: returns once what its workload was asked for
+    /// is handed over, or could have been.
+    pub async fn vacated(&self, target: &str) {
+        let Some(pod) = self.at(target).filter(|pod| pod.record.filled) else { return };
+        let uid = pod.record.pod.uid;
+        // The plan may not have seen yet that the pod ends.
+        let soon = Instant::now() + ASKED_WITHIN;
+        let ends = pod.record.ends_at.is_some();
+        while ends && !self.workloads.is_asked(&uid) && Instant::now() < soon {
+            tokio::time::sleep(LOOK).await;
+        }
+        self.workloads.vacate(&uid);
+        let until = Instant::now() + HAND_OVER;
+        while self.workloads.is_to_hand_over(&uid) && Instant::now() < until {
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    fn filling(&self, record: &PodRecord, place: (&Path, &Host)) -> watch::Receiver<Fill> {
+        let uid = &record.pod.uid;
+        let before = self.table().fills.get(uid).cloned();
+        let goes_on = before.filter(|fill| !matches!(*fill.borrow(), Fill::Failed(_)));
+        goes_on.unwrap_or_else(|| self.occupy(record, place, Occupied::Empty))
+    }
+
+    fn occupy(
+        &self,
+        record: &PodRecord,
+        (at, host): (&Path, &Host),
+        occupied: Occupied,
+    ) -> watch::Receiver<Fill> {
+        let place = (at.to_owned(), host.root().to_owned());
+        let fill = self.workloads.occupy(entry(record), place, occupied);
+        self.table().fills.insert(record.pod.uid.clone(), fill.clone());
+        if occupied == Occupied::Filled {
+            self.change(&record.pod.uid, |pod| pod.volume = Volume::Mounted);
+        }
+        fill
+    }
+
+    /// Returns when what is kept of a pod is on disk.
+    async fn written(&self, uid: &PodUid) {
+        let is_written = || {
+            let table = self.table();
+            !table.unwritten.contains(uid) && table.writing.as_ref() != Some(uid)
+        };
+        while !is_written() {
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// A volume's record, with what else is known of its pod.
+    fn merged(&self, record: PodRecord) -> PodRecord {
+        match self.one(&record.pod.uid) {
             Some(known) => {
                 PodRecord { target: record.target, attributes: record.attributes, ..known.record }
             }
             None => record,
-        };
-        let pod = self.put(record);
+        }
+    }
+
+    fn at(&self, target: &str) -> Option<Pod> {
+        let is_at = |pod: &Pod| pod.record.target.as_deref() == Some(target);
+        self.all().into_iter().find(is_at)
+    }
+
+    /// Takes in a pod whose volume is wanted, and makes its socket unless it is there.
+    pub fn mounted(&self, record: PodRecord, at: &Path) -> io::Result<()> {
+        let uid = record.pod.uid.clone();
+        let pod = self.put(self.merged(record));
         if pod.volume == Volume::Mounted && at.exists() {
+            return Ok(());
+        }
+        if pod.record.wishes().mode == Mode::Http {
+            // It is called, and connects to nothing.
+            std::fs::create_dir_all(at.parent().unwrap_or(at))?;
+            self.change(&uid, |pod| pod.volume = Volume::Mounted);
             return Ok(());
         }
         let listener = socket::listen(at, Access::Everybody)?;
@@ -129,9 +275,7 @@ impl Pods {
 
     /// Takes note that the volume at `target`, as kubelet names it, is wanted no more.
     pub fn unmounted(&self, target: &str) {
-        let is_at = |pod: &Pod| pod.record.target.as_deref() == Some(target);
-        let found = self.all().into_iter().find(is_at);
-        let Some(pod) = found else { return };
+        let Some(pod) = self.at(target) else { return };
         self.workloads.unpublish(&pod.record.pod.uid);
         self.change(&pod.record.pod.uid, |pod| pod.volume = Volume::Unmounted);
     }
@@ -149,15 +293,34 @@ impl Pods {
         record.priority = Some(row.priority);
         // A deletion's end can be moved earlier by a second deletion, and never later.
         record.ends_at = row.deletion.map(|(at, _)| at).or(record.ends_at);
+        record.address = row.address.as_deref().copied().or(record.address);
         let uid = record.pod.uid.clone();
         self.put(record);
         self.change(&uid, |pod| pod.presence = Presence::Present);
+        self.call_where_it_wants(&uid);
+    }
+
+    /// Calls a pod in http mode from now on, once its address is known.
+    fn call_where_it_wants(&self, uid: &PodUid) {
+        let Some(pod) = self.one(uid) else { return };
+        let wishes = pod.record.wishes();
+        let (Some(target), Some(own)) = (&wishes.http, pod.record.address) else { return };
+        if wishes.mode != Mode::Http || !self.table().called.insert(uid.clone()) {
+            return;
+        }
+        match Address::new(own, target) {
+            Ok(address) => self.workloads.call(entry(&pod.record), address),
+            Err(error) => warn!(pod = %pod.record.pod, error = %Chain(&error), "pod not called"),
+        }
     }
 
     /// Takes note that the API server has a pod no more.
     pub fn gone(&self, uid: &str) {
         if let Ok(uid) = uid.parse() {
             self.change(&uid, |pod| pod.presence = Presence::Gone);
+            if self.table().called.contains(&uid) {
+                self.workloads.unpublish(&uid);
+            }
         }
     }
 
@@ -180,6 +343,8 @@ impl Pods {
     /// Forgets a pod that is over.
     pub fn forget(&self, uid: &PodUid) {
         let removed = self.table().pods.remove(uid);
+        self.table().fills.remove(uid);
+        self.table().called.remove(uid);
         if removed.is_some() {
             self.write(uid);
         }
@@ -199,7 +364,11 @@ impl Pods {
     pub async fn keep(&self) {
         let mut dirty = self.dirty.ear();
         loop {
-            let next = self.table().unwritten.pop_first();
+            let next = {
+                let mut table = self.table();
+                table.writing = table.unwritten.pop_first();
+                table.writing.clone()
+            };
             let Some(uid) = next else {
                 dirty.rung().await;
                 continue;

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::io;
 use std::io::Write;
+use std::net::IpAddr;
 use std::path::Path;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -62,6 +63,9 @@ pub struct PodRecord {
     /// Where kubelet wants its volume, as kubelet names the place; absent if it has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<String>,
+    /// Whether its volume is a folder that was filled: its workload has used it since.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub filled: bool,
     /// `lifeboat.dev/…` among its volume's attributes.
     #[serde(default)]
     pub attributes: BTreeMap<String, String>,
@@ -74,6 +78,9 @@ pub struct PodRecord {
     /// Its priority; absent if it was never read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub priority: Option<i32>,
+    /// Its own address, as last seen; absent if it was never read, or is its node's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<IpAddr>,
     /// When its grace is over, once it is being ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ends_at: Option<Timestamp>,
@@ -118,10 +125,12 @@ impl PodRecord {
             format: FORMAT,
             pod,
             target: None,
+            filled: false,
             attributes: BTreeMap::new(),
             annotations: None,
             grace_seconds: None,
             priority: None,
+            address: None,
             ends_at: None,
             devices: None,
         }

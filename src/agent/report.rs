@@ -106,11 +106,21 @@ pub enum Weight {
     Progress,
 }
 
+/// That the work of a job key is done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct End {
+    pod: PodRef,
+    job_key: JobKey,
+    stored: Stored,
+}
+
 #[derive(Debug, Default)]
 struct Desk {
     waiting: BTreeMap<PodUid, Letter>,
     told: BTreeMap<PodUid, (Report, Timestamp)>,
     newest: BTreeMap<PodUid, Stored>,
+    /// Whose work is done, by its index, and whether that was written.
+    finished: BTreeMap<PodUid, (End, bool)>,
     recorded: BTreeSet<SignalKey>,
     writing: bool,
 }
@@ -130,6 +140,16 @@ impl Reporter {
         }
     }
 
+    /// Puts on the desk that the work of a pod's job key is done; once is enough.
+    pub fn finished(&self, pod: &PodRef, job_key: &JobKey, stored: Stored) {
+        let end = End { pod: pod.clone(), job_key: job_key.clone(), stored };
+        let mut desk = self.desk();
+        if desk.finished.get(&pod.uid).is_none_or(|(known, _)| *known != end) {
+            desk.finished.insert(pod.uid.clone(), (end, false));
+            self.wanted.ring();
+        }
+    }
+
     /// What others were last told of a pod.
     pub fn told(&self, pod: &PodUid) -> Told {
         match self.desk().told.get(pod) {
@@ -143,6 +163,7 @@ impl Reporter {
         let mut desk = self.desk();
         desk.told.remove(pod);
         desk.newest.remove(pod);
+        desk.finished.remove(pod);
     }
 
     /// Returns when nothing waits to be told.
@@ -187,6 +208,14 @@ impl Reporter {
             let answer = interruptions::record(&post.cluster, &subject, &signal, BY).await;
             if answer.is_ok() {
                 self.desk().recorded.insert(signal.key());
+            }
+            return Some(answer);
+        }
+        let end = self.desk().finished.values().find(|(_, told)| !told).map(|(end, _)| end.clone());
+        if let Some(end) = end {
+            let answer = write_end(post, &end).await;
+            if answer.is_ok() {
+                self.desk().finished.insert(end.pod.uid.clone(), (end, true));
             }
             return Some(answer);
         }
@@ -251,7 +280,8 @@ impl Reporter {
 
     fn is_idle(&self) -> bool {
         let desk = self.desk();
-        desk.waiting.is_empty() && !desk.writing
+        let told = desk.finished.values().all(|(_, told)| *told);
+        desk.waiting.is_empty() && !desk.writing && told
     }
 
     fn desk(&self) -> MutexGuard<'_, Desk> {
@@ -263,19 +293,30 @@ impl Reporter {
 async fn write(post: &Post, letter: &Letter, newest: Option<Stored>) -> Result<(), ClusterError> {
     if let (Some(stored), Some(key)) = (newest, &letter.job_key) {
         let index = (letter.pod.namespace.as_str(), key.as_str());
-        let newest = Newest {
-            epoch: stored.epoch.0,
-            step: stored.step.map(|step| step.0),
-            bytes: stored.bytes,
-            durable_at: stored.at,
-            pod_uid: letter.pod.uid.to_string(),
-            node: post.node.to_string(),
-        };
+        let newest = newest_of(post, &letter.pod, stored);
         checkpoints::record_newest(&post.cluster, index, NEWEST_MANAGER, (&newest, None)).await?;
     }
     match letter.to {
         plan::Records::Checkpoint => index(post, letter).await,
         plan::Records::InterruptionAndCheckpoint => interruption(post, letter).await,
+    }
+}
+
+/// The work is done: its index says so, and names the epoch that says it in the bucket.
+async fn write_end(post: &Post, end: &End) -> Result<(), ClusterError> {
+    let index = (end.pod.namespace.as_str(), end.job_key.as_str());
+    let newest = newest_of(post, &end.pod, end.stored);
+    checkpoints::record_newest(&post.cluster, index, NEWEST_MANAGER, (&newest, Some(true))).await
+}
+
+fn newest_of(post: &Post, pod: &PodRef, stored: Stored) -> Newest {
+    Newest {
+        epoch: stored.epoch.0,
+        step: stored.step.map(|step| step.0),
+        bytes: stored.bytes,
+        durable_at: stored.at,
+        pod_uid: pod.uid.to_string(),
+        node: post.node.to_string(),
     }
 }
 

@@ -14,14 +14,17 @@ mod registry;
 mod restoring;
 mod saving;
 mod session;
+mod stand_in;
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use lifeboat_domain::budget;
 use lifeboat_domain::budget::Rate;
+use lifeboat_domain::ids::JobKey;
 use lifeboat_domain::ids::PodRef;
 use lifeboat_domain::ids::PodUid;
 use lifeboat_domain::ids::Step;
@@ -39,8 +42,10 @@ use tokio::sync::mpsc;
 use tokio::sync::watch;
 use tracing::error;
 
+use crate::adapters::pod_http::Address;
 use crate::adapters::store::Store;
 use crate::agent::workloads::registry::Registry;
+use crate::agent::workloads::stand_in::Coming;
 use crate::clock::Clock;
 use crate::data::scheduler::Direction;
 use crate::data::scheduler::Scheduler;
@@ -107,6 +112,8 @@ pub struct Known {
     pub checkpoint: Checkpoint,
     /// The newest save that was made in case.
     pub insurance: Option<Stored>,
+    /// The job key whose work is done, and the epoch that says so: for the index alone.
+    pub finished: Option<(JobKey, Stored)>,
     /// How many bytes a save of it takes.
     pub size: Option<u64>,
     /// Whether it does anything.
@@ -137,10 +144,42 @@ pub struct Driver {
     means: Means,
 }
 
+/// How far the filling of a pod's folder is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fill {
+    /// It goes on, or waits for this.
+    UnderWay(String),
+    /// Everything is there: the containers may start.
+    Done,
+    /// It will not be, for this reason.
+    Failed(String),
+}
+
+/// A pod's folder, whose content was filled in an earlier life of the agent, or is still to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Occupied {
+    /// It is still to be filled.
+    Empty,
+    /// It was filled, and its workload has used it since.
+    Filled,
+}
+
+/// What the registry is told of a pod's folder.
+#[derive(Debug)]
+struct FolderVolume {
+    path: PathBuf,
+    host_root: PathBuf,
+    coming: Coming,
+    tell: watch::Sender<Fill>,
+}
+
 /// What the registry is told to do.
 #[derive(Debug)]
 enum Order {
     Publish(PodEntry, UnixListener),
+    Occupy(PodEntry, FolderVolume),
+    Vacate(PodUid),
+    Call(PodEntry, Address),
     Update(PodEntry),
     Unpublish(PodUid),
     Ask(PodUid, Notice),
@@ -161,6 +200,53 @@ impl Workloads {
     /// Serves a pod on its socket; of a pod that is served already, it takes the new socket.
     pub fn publish(&self, entry: PodEntry, listener: UnixListener) {
         self.order(Order::Publish(entry, listener));
+    }
+
+    /// Speaks for a pod that has nothing but a folder at `path`, below the host's root. The folder
+    /// may be used once that is filled.
+    pub fn occupy(
+        &self,
+        entry: PodEntry,
+        (path, host_root): (PathBuf, PathBuf),
+        occupied: Occupied,
+    ) -> watch::Receiver<Fill> {
+        let coming = match occupied {
+            Occupied::Empty => Coming::First,
+            Occupied::Filled => Coming::Again,
+        };
+        let (tell, told) = watch::channel(Fill::UnderWay("the history is read".to_owned()));
+        let volume = FolderVolume { path, host_root, coming, tell };
+        self.order(Order::Occupy(entry, volume));
+        told
+    }
+
+    /// Calls a pod there when it is to be saved.
+    pub fn call(&self, entry: PodEntry, address: Address) {
+        self.order(Order::Call(entry, address));
+    }
+
+    /// Takes note that nobody writes in a pod's folder any more: its containers have ended.
+    pub fn vacate(&self, uid: &PodUid) {
+        self.order(Order::Vacate(uid.clone()));
+    }
+
+    /// Whether a pod was asked for its state.
+    pub fn is_asked(&self, uid: &PodUid) -> bool {
+        let known = self.known.borrow();
+        let found = known.iter().find(|known| known.pod.uid == *uid);
+        found.is_some_and(|known| matches!(known.asked, Asked::Save { .. }))
+    }
+
+    /// Whether a pod was asked for its state and has not handed it over: its folder must stay.
+    pub fn is_to_hand_over(&self, uid: &PodUid) -> bool {
+        let known = self.known.borrow();
+        let found = known.iter().find(|known| known.pod.uid == *uid);
+        found.is_some_and(|known| {
+            let asked = matches!(known.asked, Asked::Save { .. });
+            asked
+                && matches!(known.checkpoint, Checkpoint::Asked | Checkpoint::Idle)
+                && known.session == Session::Open
+        })
     }
 
     /// Takes in what is now known of a pod.
@@ -206,6 +292,16 @@ impl Workloads {
             }
         }
         known
+    }
+
+    /// The pods whose work is done, with its job key and the epoch that says so.
+    pub fn ends(&self) -> Vec<(PodRef, JobKey, Stored)> {
+        let known = self.known.borrow();
+        let end = |one: &Known| {
+            let (job_key, stored) = one.finished.clone()?;
+            Some((one.pod.clone(), job_key, stored))
+        };
+        known.iter().filter_map(end).collect()
     }
 
     /// How fast the node stores.

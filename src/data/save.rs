@@ -28,6 +28,8 @@ use lifeboat_domain::deadline::Deadline;
 use object_store::path::Path;
 use tokio::sync::mpsc;
 
+use crate::adapters::folder::Stamp;
+use crate::adapters::folder::stamp_of;
 use crate::adapters::store::StoreError;
 use crate::clock::Clock;
 use crate::data::buffers::Buffers;
@@ -127,6 +129,21 @@ pub enum Source {
         /// Where the part begins in it.
         from: u64,
     },
+    /// In files that nobody may have written since they were looked at, one after the other.
+    Files(Arc<[StillFile]>),
+}
+
+/// Bytes in a file that must be what it was when it was looked at.
+#[derive(Clone, Debug)]
+pub struct StillFile {
+    /// Its descriptor.
+    pub file: Arc<OwnedFd>,
+    /// Where they begin in it.
+    pub from: u64,
+    /// How many.
+    pub bytes: usize,
+    /// What it was. It was written since if that has changed, but for its name.
+    pub stamp: Stamp,
 }
 
 /// Bytes in a file of the workload's.
@@ -215,6 +232,12 @@ pub enum SaveError {
         /// The rank.
         rank: u32,
     },
+    /// There was no memory to lend to it before its time was over.
+    #[error("rank {rank} was lent no ring in time")]
+    Late {
+        /// The rank.
+        rank: u32,
+    },
     /// The ranks saved different steps.
     #[error("the ranks are at different steps")]
     Steps,
@@ -226,9 +249,11 @@ impl Classify for SaveError {
             Self::Part(source) => source.class(),
             Self::Commit { source, .. } => source.class(),
             Self::Superseded { .. } => Class::Superseded,
-            Self::HandOver { .. } | Self::Parts { .. } | Self::Gone { .. } | Self::Steps => {
-                Class::Permanent
-            }
+            Self::HandOver { .. }
+            | Self::Parts { .. }
+            | Self::Gone { .. }
+            | Self::Late { .. }
+            | Self::Steps => Class::Permanent,
         }
     }
 
@@ -240,6 +265,7 @@ impl Classify for SaveError {
             Self::HandOver { .. } => "hand_over",
             Self::Parts { .. } => "parts",
             Self::Gone { .. } => "gone",
+            Self::Late { .. } => "late",
             Self::Steps => "steps",
         }
     }
@@ -414,12 +440,30 @@ async fn read(means: &Means, part: &Part) -> io::Result<(Bytes, Chunk)> {
         match &source {
             Source::Ring { ring, slot } => ring.read(*slot, &mut buffer)?,
             Source::File { file, from } => read_exact_at(file, &mut buffer, *from)?,
+            Source::Files(files) => read_still(files, &mut buffer)?,
         }
         let bytes = buffer.freeze();
         let chunk = Chunk::of(&bytes);
         Ok((bytes, chunk))
     };
     if part.bytes <= INLINE_MAX { work() } else { means.offload.run(work).await }
+}
+
+/// Reads files, and checks afterwards that none was written since it was looked at: what was read
+/// is what lay there then.
+fn read_still(files: &[StillFile], mut buffer: &mut [u8]) -> io::Result<()> {
+    for still in files {
+        let Some((own, rest)) = buffer.split_at_mut_checked(still.bytes) else {
+            return Err(io::ErrorKind::InvalidInput.into());
+        };
+        read_exact_at(&still.file, own, still.from)?;
+        let now = stamp_of(&still.file)?;
+        if (now.bytes, now.modified_ns) != (still.stamp.bytes, still.stamp.modified_ns) {
+            return Err(io::Error::other("it was written while it was saved"));
+        }
+        buffer = rest;
+    }
+    if buffer.is_empty() { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
 }
 
 /// A part that may be taken: not empty, no larger than a chunk, and within the stream.

@@ -30,7 +30,9 @@ use lifeboat_chaos::wire::kube;
 use lifeboat_chaos::wire::kubelet::serve_pod_resources;
 use lifeboat_chaos::wire::wire;
 use lifeboat_chaos::world::World;
+use lifeboat_chaos::world::cluster::resource::CHECKPOINT;
 use lifeboat_chaos::world::cluster::resource::INTERRUPTION;
+use lifeboat_chaos::world::cluster::resource::NAMESPACE;
 use lifeboat_chaos::world::cluster::resource::NODE;
 use lifeboat_chaos::world::instances::Notice;
 use lifeboat_chaos::world::instances::NoticeAction;
@@ -39,6 +41,12 @@ use lifeboat_chaos::world::instances::Purchase;
 use lifeboat_chaos::world::machines::Assignment;
 use lifeboat_chaos::world::machines::Gpu;
 use lifeboat_chaos::world::machines::Machine;
+use lifeboat_chaos::world::workloads::line::Line;
+use lifeboat_protocol::frame::Finish;
+use lifeboat_protocol::frame::FromWorkload;
+use lifeboat_protocol::frame::Hello;
+use lifeboat_protocol::frame::Restore;
+use lifeboat_protocol::frame::VERSION;
 use object_store::memory::InMemory;
 use serde_json::Value;
 use serde_json::json;
@@ -81,6 +89,7 @@ impl Node {
             state.instances.launch(ID, offering, now);
             state.machines.insert("gpu-1", machine(root.path().to_owned()));
             state.cluster.put(NODE, json!({"metadata": {"name": "gpu-1"}, "spec": {}}));
+            state.cluster.put(NAMESPACE, json!({"metadata": {"name": "ml"}}));
         });
         let cgroup = root.path().join("sys/fs/cgroup");
         std::fs::create_dir_all(&cgroup).unwrap();
@@ -366,4 +375,26 @@ async fn an_agent_waits_no_longer_than_its_grace() {
 async fn csi_ready(node: &Node) {
     seconds(1).await;
     csi::publish(node.root.path(), &csi::POD).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_index_says_when_the_work_is_done() {
+    let node = Node::new().await;
+    let _running = node.start();
+    csi_ready(&node).await;
+    let socket = node.root.path().join(&csi::TARGET[1..]).join("agent.sock");
+    let mut line = Line::connect(&socket).await.unwrap();
+    let hello = Hello { version: VERSION, world: 1, ..Hello::default() };
+    line.say(&FromWorkload::Hello(hello), &[]).await.unwrap();
+    line.say(&FromWorkload::Restore(Restore { newer_than: None }), &[]).await.unwrap();
+    seconds(2).await;
+    line.say(&FromWorkload::Finish(Finish { step: 90 }), &[]).await.unwrap();
+    seconds(5).await;
+    let index = node
+        .world
+        .read(|state| state.cluster.list(CHECKPOINT).next().map(|index| Value::clone(index)))
+        .unwrap();
+    assert_eq!(index["spec"]["jobKey"], "job-1");
+    let status = &index["status"];
+    assert_eq!((&status["finished"], &status["newest"]["step"]), (&json!(true), &json!(90)));
 }

@@ -96,10 +96,19 @@ impl Node {
 
 /// Has the volume at [`TARGET`] published on the node below `root`.
 pub(crate) async fn publish(root: &Path, context: &[(&str, &str)]) -> Result<(), Status> {
+    publish_at(root, TARGET, context).await
+}
+
+/// Has the volume at `target` published on the node below `root`.
+pub(crate) async fn publish_at(
+    root: &Path,
+    target: &str,
+    context: &[(&str, &str)],
+) -> Result<(), Status> {
     let said = context.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
     let request = wire::NodePublishVolumeRequest {
         volume_id: "csi-1".to_owned(),
-        target_path: TARGET.to_owned(),
+        target_path: target.to_owned(),
         volume_context: said.collect(),
         secrets: BTreeMap::new(),
         readonly: false,

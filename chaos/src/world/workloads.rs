@@ -19,8 +19,10 @@ use crate::world::runtime::KILLED;
 use crate::world::runtime::Launch;
 use crate::world::runtime::Runtime;
 use crate::world::runtime::TERMINATED;
+use crate::world::workloads::directory::Writer;
 use crate::world::workloads::rank::Rank;
 
+pub mod directory;
 pub mod line;
 pub mod rank;
 
@@ -73,6 +75,8 @@ pub enum Kind {
     Sdk,
     /// It knows no agent; on SIGTERM it saves by itself and ends.
     Sigterm,
+    /// It knows no agent, and writes a checkpoint into its folder at every step.
+    Directory,
     /// It hears nothing: neither the agent nor SIGTERM.
     Deaf,
     /// It is asked, and cannot.
@@ -184,12 +188,15 @@ async fn play(
     diary: Diary,
     terminated: watch::Receiver<bool>,
 ) -> i32 {
+    if behavior.kind == Kind::Directory {
+        return Writer::new(behavior, &launch, diary).run(terminated).await;
+    }
     let mut ranks: Vec<BoxFuture<'static, i32>> = Vec::new();
     for number in 0..behavior.ranks.max(1) {
         let mut rank = Rank::new(behavior.clone(), &launch, number);
         rank.tell(diary.clone(), terminated.clone());
         ranks.push(match behavior.kind {
-            Kind::Sdk | Kind::Refuses => rank.run().boxed(),
+            Kind::Sdk | Kind::Refuses | Kind::Directory => rank.run().boxed(),
             Kind::Sigterm => save_itself(behavior.clone(), terminated.clone()).boxed(),
             Kind::Deaf => work(behavior.clone()).boxed(),
         });

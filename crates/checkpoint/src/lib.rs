@@ -7,6 +7,7 @@
 //! manifest names does not exist.
 
 pub mod chunk;
+pub mod folder;
 pub mod key;
 pub mod manifest;
 pub mod region;

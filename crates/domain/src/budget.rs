@@ -10,6 +10,14 @@ use serde::Serialize;
 use crate::ids::Namespace;
 use crate::ids::PodUid;
 
+/// What the slowest node with a GPU stores in a second, its credit for bursts spent.
+///
+/// Source: EC2 instance types, baseline bandwidth of g5.xlarge and g6.xlarge: 2.5 Gbit/s.
+pub const BASELINE: u64 = 312_500_000;
+
+/// What is kept of the time that is left when room is reckoned.
+pub const ROOM_MARGIN: Duration = Duration::from_secs(5);
+
 /// A workload whose state is still to be stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Waiting {
@@ -93,6 +101,19 @@ pub fn turns(waiting: &[Waiting], rate: Rate, left: Duration) -> Vec<Turn> {
     }
     ordered.sort_by_key(|(key, _)| *key);
     ordered.into_iter().map(|(_, turn)| turn).collect()
+}
+
+/// How many bytes can be stored in `left`, by 0.85 of the rate and with [`ROOM_MARGIN`] to spare.
+///
+/// Before anything was measured the rate is taken for [`BASELINE`].
+pub fn room(rate: Rate, left: Duration) -> u64 {
+    let bytes_per_second = match rate {
+        Rate::Measured { bytes_per_second } => bytes_per_second,
+        Rate::Unknown => BASELINE,
+    };
+    let milliseconds = left.saturating_sub(ROOM_MARGIN).as_millis();
+    let bytes = u128::from(bytes_per_second).saturating_mul(milliseconds) * 85 / 100_000;
+    u64::try_from(bytes).unwrap_or(u64::MAX)
 }
 
 /// How long it takes to store `bytes`; none if either is unknown, or nothing is ever stored.
@@ -186,6 +207,16 @@ mod tests {
             waiting("b-1", 0, 0, 500),
         ];
         check(&states, RATE, &["a-1 2s", "b-1 10s", "a-2 4s", "a-3 6s"]);
+    }
+
+    #[test]
+    fn room_is_a_part_of_what_the_rate_makes_of_the_time() {
+        let seconds = Duration::from_secs;
+        assert_eq!(room(Rate::Measured { bytes_per_second: 1000 }, seconds(15)), 8500);
+        assert_eq!(room(RATE, seconds(5)), 0);
+        assert_eq!(room(RATE, Duration::ZERO), 0);
+        assert_eq!(room(Rate::Unknown, seconds(105)), BASELINE * 85);
+        assert_eq!(room(Rate::Measured { bytes_per_second: u64::MAX }, Duration::MAX), u64::MAX);
     }
 
     #[test]

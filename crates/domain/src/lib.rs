@@ -4,6 +4,7 @@ pub mod budget;
 pub mod check;
 pub mod cluster;
 pub mod deadline;
+pub mod directory;
 pub mod eviction;
 pub mod gpu;
 pub mod grace;

@@ -1,6 +1,7 @@
 //! Pods: rows, the hold, and the two ways to end one.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -65,6 +66,10 @@ pub struct PodStatus {
     conditions: Option<Vec<Condition>>,
     #[serde(default)]
     container_statuses: Vec<ContainerStatus>,
+    #[serde(default, rename = "podIP")]
+    pod_ip: Option<IpAddr>,
+    #[serde(default, rename = "hostIP")]
+    host_ip: Option<IpAddr>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -156,6 +161,8 @@ pub struct PodRow {
     pub extended: Pairs<u64>,
     /// Its containers, as kubelet reports them.
     pub containers: Vec<ContainerRow>,
+    /// Its own address, if it has one that is not its node's; kept for protected pods alone.
+    pub address: Option<Box<IpAddr>>,
     /// What it asks of the node it runs on; kept for protected pods alone.
     pub placement: Option<Box<Placement>>,
 }
@@ -258,9 +265,12 @@ impl PodRow {
             disruption_target: conditions.map(|all| all.iter().any(is_disruption_target)),
             extended: extended(&object.spec.containers),
             containers: object.status.container_statuses.iter().map(container).collect(),
+            address: None,
             placement: None,
         };
         if row.is_protected() {
+            let own = object.status.pod_ip.filter(|own| Some(*own) != object.status.host_ip);
+            row.address = own.map(Box::new);
             row.placement = Some(Box::new(placement(&object.spec)));
         }
         row

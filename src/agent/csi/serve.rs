@@ -52,15 +52,27 @@ where
     }
 }
 
-/// Answers one method: decodes, asks `method`, encodes. None of ours has to wait.
+/// Answers one method that has to wait for nothing: decodes, asks `method`, encodes.
 pub async fn unary<In, Out, M>(request: Request, method: M) -> Response
 where
     In: prost::Message + Default + 'static,
     Out: prost::Message + Default + 'static,
     M: Fn(&In) -> Result<Out, Status>,
 {
+    unary_later(request, |asked: In| std::future::ready(method(&asked))).await
+}
+
+/// Answers one method that may have to wait.
+pub async fn unary_later<In, Out, M, F>(request: Request, method: M) -> Response
+where
+    In: prost::Message + Default + 'static,
+    Out: prost::Message + Default + 'static,
+    M: Fn(In) -> F,
+    F: Future<Output = Result<Out, Status>>,
+{
     let service = tower::service_fn(|request: tonic::Request<In>| {
-        std::future::ready(method(request.get_ref()).map(tonic::Response::new))
+        let answer = method(request.into_inner());
+        async { answer.await.map(tonic::Response::new) }
     });
     let codec: ProstCodec<Out, In> = ProstCodec::default();
     tonic::server::Grpc::new(codec).unary(service, request).await

@@ -12,6 +12,7 @@ use crate::agent::workloads::Known;
 use crate::agent::workloads::life;
 use crate::agent::workloads::life::Deed;
 use crate::agent::workloads::life::Life;
+use crate::agent::workloads::life::Speaker;
 use crate::agent::workloads::registry::Pod;
 use crate::agent::workloads::registry::Registry;
 use crate::agent::workloads::session::State;
@@ -34,6 +35,7 @@ impl Registry {
             asked: pod.asked,
             checkpoint: self.checkpoint(pod),
             insurance: life.and_then(|life| life.insurance),
+            finished: life.and_then(|life| Some((life.identity.job_key.clone()?, life.finished?))),
             size: Some(sizes).filter(|sizes| *sizes > 0).or(saved),
             quiet: quiet(life, said()),
             terminating: said().filter_map(|one| one.terminating).map(|(at, _)| at).min(),
@@ -56,11 +58,14 @@ fn session(life: &Life, connected: usize) -> Session {
 fn quiet<'a>(life: Option<&Life>, sessions: impl Iterator<Item = &'a life::Session>) -> Quiet {
     let for_insurance = life.is_some_and(|life| match &life.deed {
         Deed::Saving(save) => save.purpose == Purpose::Insurance,
-        Deed::Nothing | Deed::Looking { .. } | Deed::Restoring { .. } | Deed::Finishing { .. } => {
-            false
-        }
+        Deed::Nothing
+        | Deed::Looking { .. }
+        | Deed::Claiming { .. }
+        | Deed::Restoring { .. }
+        | Deed::Finishing { .. } => false,
     });
-    let mut sessions = sessions.peekable();
+    // What a stand-in speaks for runs on, whatever the stand-in does.
+    let mut sessions = sessions.filter(|one| one.speaker == Speaker::Itself).peekable();
     if sessions.peek().is_none() {
         return Quiet::Unknown;
     }
@@ -80,7 +85,9 @@ fn quiet<'a>(life: Option<&Life>, sessions: impl Iterator<Item = &'a life::Sessi
 }
 
 fn restore(life: &Life) -> Restore {
-    let Deed::Restoring { waiting, .. } = &life.deed else { return Restore::No };
+    let (Deed::Restoring { waiting, .. } | Deed::Claiming { waiting, .. }) = &life.deed else {
+        return Restore::No;
+    };
     if let Some(proof) = *life.proof.borrow() {
         return Restore::Allowed { proof };
     }

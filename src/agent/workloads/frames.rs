@@ -126,7 +126,8 @@ pub(super) fn failure(error: &SaveError) -> Failure {
         | SaveError::Commit {
             source: HistoryError::Store { source: StoreError::Late { .. }, .. },
             ..
-        } => Failure::TooLate,
+        }
+        | SaveError::Late { .. } => Failure::TooLate,
         SaveError::Part(_) | SaveError::Commit { .. } => Failure::Store,
         SaveError::Superseded { .. } => Failure::Superseded,
         SaveError::HandOver { .. } | SaveError::Parts { .. } => Failure::HandOver,

@@ -249,6 +249,7 @@ impl Registry {
         };
         session.member = Some(member);
         session.step = hello.step;
+        life.speaker = session.speaker;
         if let Some(parked) = &hello.parked {
             session.parked_at = Some(parked.step);
             session.parked_since = Some(Instant::now());
@@ -347,7 +348,7 @@ impl Registry {
     }
 
     /// Hands a rank's words on to its save. One that says more than it was lent is cut off there.
-    fn hand_on(&mut self, number: SessionId, said: saving::FromRank) {
+    pub(super) fn hand_on(&mut self, number: SessionId, said: saving::FromRank) {
         let Some(session) = self.sessions.get_mut(&number) else { return };
         if let Some(saving) = &session.saving
             && saving.try_send(said).is_err()

@@ -31,11 +31,22 @@ use crate::data::save::Committed;
 /// Numbers the lives that this agent has met.
 pub(super) type LifeId = u64;
 
+/// Who speaks on a line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Speaker {
+    /// The workload, by its SDK.
+    Itself,
+    /// The agent, for a workload that says nothing: it counts no steps, and does not park.
+    StandIn,
+}
+
 /// One rank's connection.
 #[derive(Debug)]
 pub(super) struct Session {
     /// The pod whose socket it came through: its identity.
     pub(super) pod: PodUid,
+    /// Who speaks.
+    pub(super) speaker: Speaker,
     /// Its process, as the node numbers it.
     pub(super) pid: Option<u32>,
     /// What it is told.
@@ -102,6 +113,8 @@ pub(super) struct Identity {
 pub(super) struct Life {
     /// Whose it is.
     pub(super) identity: Identity,
+    /// Who speaks for it.
+    pub(super) speaker: Speaker,
     /// How many of its ranks are here.
     pub(super) here: u32,
     /// The pods it runs in; the first one holds the job key.
@@ -120,6 +133,8 @@ pub(super) struct Life {
     pub(super) outcome: Outcome,
     /// What it saved last.
     pub(super) saved: Option<Stored>,
+    /// The epoch that says that its work is done.
+    pub(super) finished: Option<Stored>,
     /// Its last save in case.
     pub(super) insurance: Option<Stored>,
     /// Why the save in case that was asked for last will not be.
@@ -161,6 +176,13 @@ pub(super) enum Deed {
     Looking {
         /// The task.
         _task: Task,
+    },
+    /// It takes the job key over with a state of its own, once the last holder has ended.
+    Claiming {
+        /// The task.
+        _task: Task,
+        /// What it waits for.
+        waiting: watch::Receiver<Option<restoring::Holder>>,
     },
     /// It is restored.
     Restoring {
@@ -236,6 +258,7 @@ impl Life {
     pub(super) fn new(identity: Identity, here: u32, standing: Standing) -> Self {
         Self {
             identity,
+            speaker: Speaker::Itself,
             here,
             pods: Vec::new(),
             ranks: BTreeMap::new(),
@@ -245,6 +268,7 @@ impl Life {
             deed: Deed::Nothing,
             outcome: Outcome::Pending,
             saved: None,
+            finished: None,
             insurance: None,
             uninsured: None,
             proof: watch::Sender::new(None),
@@ -265,7 +289,11 @@ impl Life {
     pub(super) fn committed(&mut self, committed: Committed, at: jiff::Timestamp) {
         self.standing = Standing::Claimed(committed.epoch);
         self.parent = Some(committed.epoch);
-        let (epoch, step) = (Epoch(committed.epoch), Some(Step(committed.step)));
+        let step = match self.speaker {
+            Speaker::Itself => Some(Step(committed.step)),
+            Speaker::StandIn => None,
+        };
+        let epoch = Epoch(committed.epoch);
         self.saved = Some(Stored { epoch, step, bytes: committed.bytes, at });
         self.digests = Arc::new(committed.digests);
     }
@@ -276,6 +304,7 @@ impl Life {
             (Outcome::Durable(stored), _) => Checkpoint::Durable(*stored),
             (Outcome::Failed(why), _) => Checkpoint::Failed { why: *why },
             (Outcome::Pending, Deed::Saving(save)) => save.checkpoint(),
+            (Outcome::Pending, Deed::Claiming { .. }) => Checkpoint::Asked,
             (
                 Outcome::Pending,
                 Deed::Nothing

@@ -11,6 +11,7 @@ use tracing::debug;
 use crate::adapters::workload_socket::Connection;
 use crate::adapters::workload_socket::SocketError;
 use crate::data::ring::Ring;
+use crate::data::save::Part;
 use crate::error::Chain;
 use crate::error::Classify;
 use crate::metrics;
@@ -26,6 +27,13 @@ pub(super) type SessionId = u64;
 pub(super) enum Heard {
     /// A frame, with its descriptors.
     Frame(Box<FromWorkload>, Vec<OwnedFd>),
+    /// A stand-in's parts of the stream of a save.
+    Files {
+        /// Which save.
+        save: u64,
+        /// All of its parts.
+        parts: Vec<Part>,
+    },
     /// It is closed, by either side.
     Closed,
 }
@@ -40,8 +48,10 @@ pub(super) type Unsaid = mpsc::Receiver<Said>;
 /// A frame to be said.
 #[derive(Debug)]
 pub(super) struct Said {
-    frame: ToWorkload,
-    ring: Option<Ring>,
+    /// What is said.
+    pub(super) frame: ToWorkload,
+    /// The ring beside it.
+    pub(super) ring: Option<Ring>,
 }
 
 /// A line that is closed, or whose workload does not read.

@@ -6,11 +6,15 @@ use std::time::Duration;
 
 use lifeboat_checkpoint::manifest::Holder;
 use lifeboat_domain::deadline::Deadline;
+use lifeboat_domain::ids::Epoch;
 use lifeboat_domain::ids::PodUid;
+use lifeboat_domain::ids::Step;
 use lifeboat_domain::node::facts::Asked;
 use lifeboat_domain::node::plan::Notice;
 use lifeboat_domain::workload::FailReason;
 use lifeboat_domain::workload::Purpose;
+use lifeboat_domain::workload::Restore as Wanted;
+use lifeboat_domain::workload::Stored;
 use lifeboat_protocol::frame::Failure;
 use lifeboat_protocol::frame::Finished;
 use lifeboat_protocol::frame::Leave;
@@ -32,6 +36,7 @@ use crate::agent::workloads::life::Life;
 use crate::agent::workloads::life::LifeId;
 use crate::agent::workloads::life::Outcome;
 use crate::agent::workloads::life::Save;
+use crate::agent::workloads::life::Speaker;
 use crate::agent::workloads::life::Stage;
 use crate::agent::workloads::life::Standing;
 use crate::agent::workloads::life::Task;
@@ -100,7 +105,7 @@ impl Registry {
                 None => self.restore(id),
             },
             (Deed::Nothing | Deed::Restoring { .. }, Outcome::Durable(_) | Outcome::Failed(_))
-            | (Deed::Looking { .. } | Deed::Finishing { .. }, _) => (),
+            | (Deed::Looking { .. } | Deed::Claiming { .. } | Deed::Finishing { .. }, _) => (),
         }
     }
 
@@ -178,6 +183,7 @@ impl Registry {
     }
 
     pub(super) fn on_looked(&mut self, id: LifeId, looked: Looked) {
+        let goes_on = !self.all_are(id, State::Finishing);
         let Some(life) = self.lives.get_mut(&id) else { return };
         life.deed = Deed::Nothing;
         let failed = match looked {
@@ -189,6 +195,10 @@ impl Registry {
                 (life.standing, life.parent) = (Standing::Claimed(epoch), parent);
                 life.saved = stored.or(life.saved);
                 None
+            }
+            // It never asked for their state, and has one of its own.
+            Looked::Theirs(_) if goes_on && life.standing == Standing::Unclaimed => {
+                return self.claim(id);
             }
             Looked::Theirs(theirs) => {
                 warn!(epoch = theirs.epoch, holder = theirs.holder.pod, "life is superseded");
@@ -202,7 +212,7 @@ impl Registry {
         };
         match failed {
             // The work is done all the same; whoever superseded us will find out.
-            Some(_) if self.all_are(id, State::Finishing) => self.on_end(id, 0),
+            Some(_) if !goes_on => self.on_end(id, 0),
             Some(why) => self.fail(id, why),
             None => self.advance(id),
         }
@@ -309,7 +319,9 @@ impl Registry {
     fn saving(&self, id: LifeId, go: watch::Receiver<bool>) -> Option<Saving> {
         let life = self.lives.get(&id)?;
         let Deed::Saving(save) = &life.deed else { return None };
-        let by = self.by(save.deadline);
+        // A folder is ours until it is stored, however long its pod is gone by then.
+        let outlives = life.speaker == Speaker::StandIn && save.purpose == Purpose::Ending;
+        let by = self.by(save.deadline.filter(|_| !outlives));
         Some(Saving {
             save: save.number,
             means: self.save_means(life, by)?,
@@ -384,6 +396,7 @@ impl Registry {
                 let reason = "the save was called off".to_owned();
                 self.tell(id, &ToWorkload::Unpark(Unpark { reason }));
             }
+            Deed::Claiming { .. } => life.deed = Deed::Nothing,
             Deed::Looking { .. } | Deed::Restoring { .. } | Deed::Finishing { .. } => (),
         }
         self.move_all(id, Input::GoOn);
@@ -491,6 +504,7 @@ impl Registry {
             | SaveError::Superseded { .. }
             | SaveError::HandOver { .. }
             | SaveError::Parts { .. }
+            | SaveError::Late { .. }
             | SaveError::Steps => self.fail(id, frames::fail_reason(error)),
         }
     }
@@ -609,7 +623,10 @@ impl Registry {
         if asked == 0 || asked < life.here {
             return;
         }
-        let Some((restoring, waiting)) = self.restoring(life, newer_than) else { return };
+        let pod = life.pods.first().and_then(|uid| self.pods.get(uid));
+        let Some(restore) = pod.map(|pod| pod.entry.wishes.restore) else { return };
+        let wish = Wish { restore, newer_than };
+        let Some((restoring, waiting)) = self.restoring(life, wish) else { return };
         let mut lines = Vec::new();
         for (rank, number) in life.sessions().collect::<Vec<_>>() {
             self.step(number, Input::Restore);
@@ -623,12 +640,22 @@ impl Registry {
         self.set(id, Deed::Restoring { _task: Task(task), waiting });
     }
 
+    /// Takes the job key over for a life that never asked for what others saved under it: like a
+    /// restore of nothing, and only once the last holder has ended.
+    fn claim(&mut self, id: LifeId) {
+        let Some(life) = self.lives.get(&id) else { return };
+        let nothing = Wish { restore: Wanted::Never, newer_than: None };
+        let Some((claiming, waiting)) = self.restoring(life, nothing) else { return };
+        let task =
+            self.tasks.spawn(async move { Done::Restored(id, claiming.run(Vec::new()).await) });
+        self.set(id, Deed::Claiming { _task: Task(task), waiting });
+    }
+
     fn restoring(
         &self,
         life: &Life,
-        newer_than: Option<u64>,
+        wish: Wish,
     ) -> Option<(Restoring, watch::Receiver<Option<restoring::Holder>>)> {
-        let entry = &self.pods.get(life.pods.first()?)?.entry;
         let history = self.history_of(life)?;
         let (clock, offload) = (self.means.clock.clone(), self.means.offload);
         let (tell, waiting) = watch::channel(None);
@@ -636,7 +663,7 @@ impl Registry {
             means: restore::Means { history, clock, offload },
             claims: self.save_means(life, self.by(None))?,
             life: self.life_of(life, None),
-            wish: Wish { restore: entry.wishes.restore, newer_than },
+            wish,
             scheduler: self.means.scheduler.clone(),
             demand: self.demand(life, Direction::Restore, None)?,
             proof: life.proof.subscribe(),
@@ -649,8 +676,13 @@ impl Registry {
 
     pub(super) fn on_restored(&mut self, id: LifeId, result: Result<Resumed, RestoreError>) {
         let Some(life) = self.lives.get_mut(&id) else { return };
+        let claimed = matches!(life.deed, Deed::Claiming { .. });
         life.deed = Deed::Nothing;
         match result {
+            Err(error) if claimed => {
+                warn!(life = id, error = %Chain(&error), "job key not taken over");
+                return self.fail(id, FailReason::Superseded);
+            }
             Ok(resumed) => {
                 life.standing = Standing::Claimed(resumed.claimed);
                 life.parent = resumed.parent;
@@ -700,7 +732,14 @@ impl Registry {
     pub(super) fn on_finished(&mut self, id: LifeId, result: Result<Committed, SaveError>) {
         self.set(id, Deed::Nothing);
         match result {
-            Ok(committed) => self.on_end(id, committed.epoch),
+            Ok(committed) => {
+                let (epoch, at) = (Epoch(committed.epoch), self.means.clock.now());
+                let step = Some(Step(committed.step));
+                if let Some(life) = self.lives.get_mut(&id) {
+                    life.finished = Some(Stored { epoch, step, bytes: 0, at });
+                }
+                self.on_end(id, committed.epoch);
+            }
             Err(error) => {
                 warn!(life = id, error = %Chain(&error), "end of the work not stored");
                 metrics::error("store", error.label());

@@ -24,8 +24,11 @@ use tokio::time::Instant;
 use tracing::info;
 use tracing::warn;
 
+use crate::adapters::pod_http::Address;
+use crate::adapters::proc::Proc;
 use crate::adapters::workload_socket;
 use crate::adapters::workload_socket::Connection;
+use crate::agent::workloads::FolderVolume;
 use crate::agent::workloads::Known;
 use crate::agent::workloads::Means;
 use crate::agent::workloads::Order;
@@ -36,14 +39,20 @@ use crate::agent::workloads::life::Life;
 use crate::agent::workloads::life::LifeId;
 use crate::agent::workloads::life::Outcome;
 use crate::agent::workloads::life::Session;
+use crate::agent::workloads::life::Speaker;
 use crate::agent::workloads::life::Task;
 use crate::agent::workloads::line;
 use crate::agent::workloads::line::Heard;
 use crate::agent::workloads::line::SessionId;
+use crate::agent::workloads::line::Unsaid;
 use crate::agent::workloads::lives::TOGETHER;
+use crate::agent::workloads::saving;
 use crate::agent::workloads::session::Input;
 use crate::agent::workloads::session::Next;
 use crate::agent::workloads::session::State;
+use crate::agent::workloads::stand_in::Seat;
+use crate::agent::workloads::stand_in::directory::Directory;
+use crate::agent::workloads::stand_in::http::Caller;
 use crate::data::buffers::Buffers;
 use crate::data::history::History;
 use crate::data::history::Owner;
@@ -100,13 +109,15 @@ pub(super) struct Pod {
     pub(super) before: Before,
 }
 
-/// Whether a pod's socket is there.
+/// Whether a pod's socket is there, or its folder.
 #[derive(Debug)]
 pub(super) enum Service {
     /// It is.
     Open {
-        /// Accepts from it.
+        /// Accepts from it, or speaks for it.
         _task: Task,
+        /// Tells who speaks for its folder that its containers have ended.
+        vacate: Option<watch::Sender<bool>>,
     },
     /// It was; the pod is remembered until then.
     Closed(Instant),
@@ -210,6 +221,9 @@ impl Registry {
                     pod.entry = entry;
                 }
             }
+            Order::Occupy(entry, volume) => self.occupy(entry, volume),
+            Order::Vacate(uid) => self.vacate(&uid),
+            Order::Call(entry, address) => self.call(entry, address),
             Order::Unpublish(uid) => self.unpublish(&uid),
             Order::Ask(uid, notice) => self.ask(&uid, notice),
             Order::Save(uid) => self.let_store(&uid),
@@ -220,8 +234,51 @@ impl Registry {
 
     fn publish(&mut self, entry: PodEntry, listener: UnixListener) {
         let uid = entry.pod.uid.clone();
-        let accepting = accept(uid.clone(), listener, self.connect.clone());
-        let service = Service::Open { _task: Task(self.tasks.spawn(accepting)) };
+        let accepting = accept(uid, listener, self.connect.clone());
+        let accepting = Task(self.tasks.spawn(accepting));
+        self.serve(entry, Service::Open { _task: accepting, vacate: None });
+    }
+
+    /// Has a stand-in speak for a pod's folder.
+    fn occupy(&mut self, entry: PodEntry, volume: FolderVolume) {
+        let uid = entry.pod.uid.clone();
+        let (number, unsaid) = self.begin_session(uid.clone(), None, Speaker::StandIn);
+        let (vacate, vacated) = watch::channel(false);
+        let directory = Directory {
+            pod: uid.clone(),
+            path: volume.path,
+            coming: volume.coming,
+            tell: volume.tell,
+            vacated,
+            chunk: self.means.place.chunk,
+            proc: Proc::new(&volume.host_root, self.means.offload),
+            scheduler: self.means.scheduler.clone(),
+            clock: self.means.clock.clone(),
+            offload: self.means.offload,
+        };
+        let seat = Seat::new(number, unsaid, self.tell.clone());
+        let served = self.tasks.spawn(async move {
+            directory.serve(seat).await;
+            Done::Nothing
+        });
+        self.serve(entry, Service::Open { _task: Task(served), vacate: Some(vacate) });
+    }
+
+    /// Calls a pod where a save of it is wanted.
+    fn call(&mut self, entry: PodEntry, address: Address) {
+        let uid = entry.pod.uid.clone();
+        let (number, unsaid) = self.begin_session(uid.clone(), None, Speaker::StandIn);
+        let caller = Caller { pod: uid, address, clock: self.means.clock.clone() };
+        let seat = Seat::new(number, unsaid, self.tell.clone());
+        let served = self.tasks.spawn(async move {
+            caller.serve(seat).await;
+            Done::Nothing
+        });
+        self.serve(entry, Service::Open { _task: Task(served), vacate: None });
+    }
+
+    fn serve(&mut self, entry: PodEntry, service: Service) {
+        let uid = entry.pod.uid.clone();
         if let Some(pod) = self.pods.get_mut(&uid) {
             (pod.entry, pod.service) = (entry, service);
             return;
@@ -235,6 +292,15 @@ impl Registry {
         let pod = Pod { entry, history, service, asked, life: None, before };
         self.pods.insert(uid, pod);
         metrics::workloads(self.pods.len());
+    }
+
+    /// Nobody writes in a pod's folder any more.
+    fn vacate(&self, uid: &PodUid) {
+        if let Some(Pod { service: Service::Open { vacate: Some(vacate), .. }, .. }) =
+            self.pods.get(uid)
+        {
+            vacate.send_replace(true);
+        }
     }
 
     fn history(&self, entry: &PodEntry) -> Option<History> {
@@ -300,11 +366,26 @@ impl Registry {
             metrics::overflow("workload_connections");
             return;
         }
+        let (number, unsaid) = self.begin_session(uid, connection.pid, Speaker::Itself);
+        let tell = self.tell.clone();
+        self.tasks.spawn(async move {
+            line::serve(connection, number, unsaid, tell).await;
+            Done::Nothing
+        });
+    }
+
+    fn begin_session(
+        &mut self,
+        pod: PodUid,
+        pid: Option<u32>,
+        speaker: Speaker,
+    ) -> (SessionId, Unsaid) {
         let number = self.number();
         let (mouth, unsaid) = line::mouth();
         let session = Session {
-            pod: uid,
-            pid: connection.pid,
+            pod,
+            speaker,
+            pid,
             mouth,
             state: State::New,
             hello_by: Instant::now() + HELLO,
@@ -320,16 +401,17 @@ impl Registry {
             restoring: None,
         };
         self.sessions.insert(number, session);
-        let tell = self.tell.clone();
-        self.tasks.spawn(async move {
-            line::serve(connection, number, unsaid, tell).await;
-            Done::Nothing
-        });
+        (number, unsaid)
     }
 
     fn on_heard(&mut self, number: SessionId, heard: Heard) {
         match heard {
             Heard::Frame(frame, descriptors) => self.on_frame(number, *frame, descriptors),
+            Heard::Files { save, parts } => {
+                if let Next::Go(_) = self.step(number, Input::Part { save }) {
+                    self.hand_on(number, saving::FromRank::Files(parts));
+                }
+            }
             Heard::Closed => self.forget(number),
         }
     }
@@ -418,6 +500,7 @@ impl Registry {
             Deed::Saving(save) => save.until(),
             Deed::Nothing
             | Deed::Looking { .. }
+            | Deed::Claiming { .. }
             | Deed::Restoring { .. }
             | Deed::Finishing { .. } => None,
         });

@@ -19,6 +19,7 @@ use lifeboat_protocol::frame::ToWorkload;
 use lifeboat_protocol::ring::RingError;
 use tokio::sync::mpsc;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use crate::agent::workloads::line::Mouth;
 use crate::data::save;
@@ -71,6 +72,8 @@ pub(super) enum FromRank {
         /// Where it lies.
         file: Segment,
     },
+    /// All parts of the stream lie in these files, which stay what they are.
+    Files(Vec<Part>),
     /// That was all.
     End,
 }
@@ -128,6 +131,8 @@ enum Ended {
     Gone,
     /// No ring could be made.
     NoRing(RingError),
+    /// None was free before the time was over.
+    Late,
 }
 
 /// What of a rank is still to be taken.
@@ -181,6 +186,7 @@ impl Saving {
                     stored
                 }
                 Ended::Gone => Err(gone()),
+                Ended::Late => Err(SaveError::Late { rank }),
                 Ended::NoRing(error) => {
                     Err(SaveError::HandOver { offset: 0, source: io::Error::other(error) })
                 }
@@ -221,6 +227,7 @@ impl Saving {
     async fn feed(&self, line: &mut RankLine, feed: Feed<'_>) -> Ended {
         let mut lending = pin!(self.scheduler.lend(feed.total, self.chunk));
         let mut lent: Option<Lent> = None;
+        let until = Instant::now() + self.means.by.left(self.means.clock.now());
         loop {
             let said = tokio::select! {
                 biased;
@@ -237,6 +244,7 @@ impl Saving {
                     }
                     Err(error) => return Ended::NoRing(error),
                 },
+                () = tokio::time::sleep_until(until), if lent.is_none() => return Ended::Late,
                 () = tokio::time::sleep(STALLED), if lent.is_some() => {
                     // With every slot full it is we who keep it waiting.
                     let slots = lent.as_ref().map_or(0, |lent| lent.ring.shape().slots());
@@ -259,6 +267,13 @@ impl Saving {
                 Some(FromRank::Piece { offset, file }) => {
                     if self.feed_file(&feed.parts, offset, file).await.is_err() {
                         return Ended::Gone;
+                    }
+                }
+                Some(FromRank::Files(parts)) => {
+                    for part in parts {
+                        if feed.parts.send(part).await.is_err() {
+                            return Ended::Gone;
+                        }
                     }
                 }
                 // What is missing then is missing in the stream, and seen there.

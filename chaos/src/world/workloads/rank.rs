@@ -571,7 +571,7 @@ async fn sleep_until(at: Option<Instant>) {
 }
 
 /// The state of a rank after a step, as bytes: a function of job, rank and step alone.
-fn contents(job: &str, rank: u32, step: u64, range: Range<u64>) -> Vec<u8> {
+pub(super) fn contents(job: &str, rank: u32, step: u64, range: Range<u64>) -> Vec<u8> {
     let name = job.bytes().fold(u64::from(rank) + 1, |sum, byte| {
         sum.wrapping_mul(0x0100_0000_01b3) ^ u64::from(byte)
     });

@@ -72,7 +72,9 @@ impl Moment<'_> {
         let (notice, reason) = self.notice(workload)?;
         let reachable = matches!(workload.session, Session::Open | Session::HandedOver { .. });
         let over = notice.deadline.is_some_and(|deadline| deadline.has_passed(self.now));
-        if !workload.mode.is_saved_by_us() || !reachable || over || is_ended(workload) {
+        // A folder outlives its containers, for as long as somebody speaks for it.
+        let is_lost = is_ended(workload) && workload.mode != Mode::Directory;
+        if !workload.mode.is_saved_by_us() || !reachable || over || is_lost {
             return None;
         }
         let unasked = matches!(workload.report.checkpoint, Checkpoint::Idle | Checkpoint::Unknown);
