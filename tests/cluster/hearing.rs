@@ -31,7 +31,7 @@ const HELD: &str = "lifeboat.dev/held";
 /// Held since its admission: Karpenter has nothing to evict, however fast it is.
 #[test]
 fn a_pod_held_always_is_never_evicted_by_karpenter() {
-    let (early, all) = in_rounds(20, async |turn, round| {
+    let (early, all) = in_rounds(20, &async |turn, round| {
         hollow_interrupted(turn, ("always", Duration::ZERO), round).await
     });
     assert_eq!(early, 0, "evicted by Karpenter, of {all}");
@@ -40,7 +40,7 @@ fn a_pod_held_always_is_never_evicted_by_karpenter() {
 /// Held on the signal, and Karpenter's queue is delayed: we were there first.
 #[test]
 fn a_pod_held_on_the_signal_is_held_before_a_delayed_drain() {
-    let (early, all) = in_rounds(20, async |turn, round| {
+    let (early, all) = in_rounds(20, &async |turn, round| {
         hollow_interrupted(turn, ("on-signal", DELAY), round).await
     });
     assert_eq!(early, 0, "evicted by Karpenter before they were held, of {all}");
@@ -49,7 +49,7 @@ fn a_pod_held_on_the_signal_is_held_before_a_delayed_drain() {
 /// Without the delay it is a race. Whoever loses it is saved within its own grace all the same.
 #[test]
 fn a_pod_that_was_not_held_in_time_is_saved_all_the_same() {
-    let (early, all) = in_rounds(5, async |turn, round| trainers_interrupted(turn, round).await);
+    let (early, all) = in_rounds(5, &async |turn, round| trainers_interrupted(turn, round).await);
     eprintln!("without a delay, {early} of {all} were evicted before they were held, all saved");
 }
 
@@ -62,7 +62,7 @@ struct Round {
 
 /// Plays as many interruptions as are asked for, so many at once; sums up how many pods Karpenter
 /// evicted before they were held, of how many.
-fn in_rounds(at_once: usize, play: impl AsyncFn(&Turn, Round) -> usize) -> (usize, usize) {
+fn in_rounds(at_once: usize, play: &impl AsyncFn(&Turn, Round) -> usize) -> (usize, usize) {
     let asked = std::env::var("LIFEBOAT_CLUSTER_INTERRUPTIONS").ok();
     let all = asked.and_then(|text| text.parse().ok()).unwrap_or(at_once);
     let (mut early, mut played) = (0, 0);

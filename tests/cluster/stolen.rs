@@ -1,13 +1,13 @@
 //! What an agent's token is good for in other hands, with the chart's roles and its policy: for what
 //! that agent says of its own node, and for nothing else.
 
-use jiff::Timestamp;
 use kube::Client;
 use lifeboat::adapters::cluster::Cluster;
 use lifeboat::adapters::cluster::Slots;
 use lifeboat::adapters::cluster::checkpoints;
 use lifeboat::adapters::cluster::interruptions;
 use lifeboat::adapters::cluster::interruptions::Subject;
+use lifeboat::clock::Clock;
 use lifeboat::crd::node_interruption::Workload;
 use lifeboat::crd::workload_checkpoint::Newest;
 use lifeboat_chaos::company::LABEL;
@@ -53,7 +53,7 @@ fn an_agents_token_says_nothing_of_another_node() {
         refused("added to", record(&thief, OTHER_INSTANCE, OTHER, &imds).await);
         refused("heard by others", record(&thief, OWN_INSTANCE, OWN, &queue).await);
         refused("reported", report(&thief, OTHER_INSTANCE, &workload()).await);
-        let status = json!({"phase": "Released", "closedAt": Timestamp::now()});
+        let status = json!({"phase": "Released", "closedAt": Clock::system().now()});
         record(&thief, OWN_INSTANCE, OWN, &imds).await.unwrap();
         refused("closed", close(&thief, OWN_INSTANCE, status).await);
         refused("drained", drain(&agent).await);
@@ -206,7 +206,7 @@ async fn newest(cluster: &Cluster, node: &str) -> Result<(), impl std::fmt::Debu
         epoch: 1,
         step: Some(7),
         bytes: 1,
-        durable_at: Timestamp::now(),
+        durable_at: Clock::system().now(),
         pod_uid: "uid-1".to_owned(),
         node: node.to_owned(),
     };
@@ -215,7 +215,7 @@ async fn newest(cluster: &Cluster, node: &str) -> Result<(), impl std::fmt::Debu
 
 /// The proof that lets a successor through.
 async fn proven(agent: &Client) -> Result<(), String> {
-    let ended = json!({"uid-1": {"proof": "Released", "at": Timestamp::now()}});
+    let ended = json!({"uid-1": {"proof": "Released", "at": Clock::system().now()}});
     let name = lifeboat::crd::workload_checkpoint::name_of("job");
     let object = json!({
         "apiVersion": "lifeboat.dev/v1alpha1", "kind": "WorkloadCheckpoint",
@@ -247,9 +247,9 @@ fn signal(source: Source) -> Signal {
     Signal {
         source,
         kind: Kind::SpotInterruption { action: Action::Terminate },
-        time: Timestamp::now(),
+        time: Clock::system().now(),
         named: None,
-        heard_at: Timestamp::now(),
+        heard_at: Clock::system().now(),
         heard_by: "agent/stolen-1".to_owned(),
         detail: None,
     }
@@ -265,6 +265,6 @@ fn workload() -> Workload {
 fn drained() -> Value {
     json!({
         "namespace": "default", "pod": "train-0",
-        "drain": {"decided": Timestamp::now(), "by": "Evict", "reason": "Durable", "grace": 5},
+        "drain": {"decided": Clock::system().now(), "by": "Evict", "reason": "Durable", "grace": 5},
     })
 }

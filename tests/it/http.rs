@@ -39,7 +39,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
 /// What is waited for at most; each of it takes a fraction of a second.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// A program with answers, one for each call; the last one stays.
 struct Program {
@@ -187,7 +187,8 @@ async fn a_workload_that_says_it_is_saved_is_durable_with_what_it_says() {
     assert!(heard.starts_with("POST /save?now=1 HTTP/1.1\r\n"), "{heard}");
     assert!(heard.contains("\"cause\":\"interruption\""), "{heard}");
     let (_, left) = heard.split_once("\"secondsLeft\":").unwrap();
-    assert!(left.starts_with("59") || left.starts_with("58") || left.starts_with("5"), "{heard}");
+    let left: f64 = left.trim_end_matches(['}', '\n']).parse().unwrap();
+    assert!(left > 0.0 && left <= 60.0, "{heard}");
     let by = Deadline::after(node.clock.now(), Duration::from_mins(1));
     let newest = node.history().newest(by).await.unwrap().unwrap();
     assert_eq!((newest.kind, newest.bytes), (Kind::Save, 0));
