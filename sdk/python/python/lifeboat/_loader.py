@@ -18,6 +18,7 @@ class Loader(Generic[_Batch]):
 
     A loader that has `state_dict` goes on from its own
     state; any other passes over the batches that were seen, which costs the time to read them.
+    Accelerate's loaders read one batch ahead: what that batch drew is drawn again.
 
     To be registered; Lightning saves it by itself.
     """
@@ -29,6 +30,7 @@ class Loader(Generic[_Batch]):
         self._shared = Rng((), shared=True)
         self._begun: Any = None
         self._seen = 0
+        self._before: dict[str, Any] | None = None
         self._resumed: dict[str, Any] | None = None
 
     def __iter__(self) -> Iterator[_Batch]:
@@ -47,6 +49,7 @@ class Loader(Generic[_Batch]):
         self._own.load_state_dict(resumed["own"])
         self._shared.load_state_dict(now)
         self._begun, self._seen = resumed["begun"], resumed["seen"]
+        self._before = resumed["before"]
         return self._count(iterator)
 
     def __len__(self) -> int:
@@ -62,7 +65,7 @@ class Loader(Generic[_Batch]):
         if self._resumed is not None:
             return self._resumed
         own = self._own.state_dict()
-        state = {"begun": self._begun, "seen": self._seen, "own": own}
+        state = {"begun": self._begun, "seen": self._seen, "own": own, "before": self._before}
         if self._begun is not None and _has_state(self.loader):
             state["loader"] = self.loader.state_dict()  # type: ignore[attr-defined]
         return state
@@ -76,15 +79,23 @@ class Loader(Generic[_Batch]):
             self.loader.load_state_dict(resumed["loader"])  # type: ignore[attr-defined]
             return iter(self.loader)
         iterator = iter(self.loader)
-        for _ in range(resumed["seen"]):
+        for number in range(resumed["seen"]):
+            if number + 1 == resumed["seen"] and resumed["before"] is not None:
+                self._shared.load_state_dict(resumed["before"])
             next(iterator, None)
         return iterator
 
     def _count(self, iterator: Iterator[_Batch]) -> Iterator[_Batch]:
-        for batch in iterator:
-            self._seen += 1
-            yield batch
-        self._begun, self._seen = None, 0
+        ahead = hasattr(self.loader, "use_stateful_dataloader")
+        while True:
+            # The generators as the batch after this one will be read with.
+            before = self._shared.state_dict() if ahead else None
+            batch = next(iterator, iterator)
+            if batch is iterator:
+                break
+            self._seen, self._before = self._seen + 1, before
+            yield batch  # type: ignore[misc]
+        self._begun, self._seen, self._before = None, 0, None
 
 
 def _has_state(loader: object) -> bool:
