@@ -5,13 +5,17 @@ CARGO ?= cargo
 ALL := --workspace --exclude lifeboat-ec2 --no-default-features
 RELEASE := target/release
 
-.PHONY: demo test lint build cluster-build cluster-up cluster-down cluster-test peers-build
+.PHONY: demo demo-python test lint build cluster-build cluster-up cluster-down cluster-test peers-build
 
 build:
 	$(CARGO) build --release $(ALL) --bins --lib --examples
 
 demo: build
 	$(RELEASE)/chaos demo $(ARGS)
+
+# The same with trainers of NumPy, through the Python SDK.
+demo-python: build
+	@.ci/demo-python $(ARGS)
 
 lint:
 	$(CARGO) fmt --all --check
