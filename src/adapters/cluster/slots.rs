@@ -5,11 +5,15 @@ use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
 use std::sync::PoisonError;
+use std::time::Duration;
 
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
-/// Requests that may be begun beside a fence: the server's processors are shared by all that is in
-/// flight, and a fence comes first. Never none, for a fence may hang.
+/// How long everything else stands back while a fence is in flight: the server's processors and
+/// its disk are shared by all that is asked of it. No longer, for a fence may hang.
+const HEAD_START: Duration = Duration::from_millis(500);
+/// Requests that may be in flight beside fences once they have stood back for so long.
 const BESIDE_FENCES: usize = 8;
 
 /// How urgent a request is. The more urgent goes first, however long others have waited.
@@ -46,7 +50,13 @@ struct Desk {
     /// Everything else in flight.
     others: usize,
     arrivals: u64,
-    waiting: BTreeMap<(Urgency, u64), oneshot::Sender<Slot>>,
+    waiting: BTreeMap<(Urgency, u64), Waiting>,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    since: Instant,
+    caller: oneshot::Sender<Slot>,
 }
 
 impl Slots {
@@ -59,15 +69,23 @@ impl Slots {
 
     /// Waits for a slot. Whoever stops waiting loses nothing.
     pub async fn take(&self, urgency: Urgency) -> Slot {
-        let (caller, turn) = oneshot::channel();
+        let (caller, mut turn) = oneshot::channel();
         {
             let mut desk = self.desk();
             desk.arrivals += 1;
             let number = desk.arrivals;
-            desk.waiting.insert((urgency, number), caller);
+            desk.waiting.insert((urgency, number), Waiting { since: Instant::now(), caller });
         }
         self.call();
-        turn.await.expect("who waits is called, for the desk outlives its slots")
+        // Nobody gives a slot back when the head start of fences is over.
+        let called = match tokio::time::timeout(HEAD_START, &mut turn).await {
+            Ok(called) => called,
+            Err(_) => {
+                self.call();
+                turn.await
+            }
+        };
+        called.expect("who waits is called, for the desk outlives its slots")
     }
 
     /// Calls who is next, as long as there is room for them.
@@ -89,20 +107,22 @@ impl Desk {
     /// The most urgent who still waits, with a slot taken for it.
     fn next(&mut self) -> Option<(Urgency, oneshot::Sender<Slot>)> {
         while let Some(first) = self.waiting.first_entry() {
-            if first.get().is_closed() {
+            if first.get().caller.is_closed() {
                 first.remove();
                 continue;
             }
             let (urgency, _) = *first.key();
+            let stood_back = first.get().since.elapsed() >= HEAD_START;
+            let beside = self.fences == 0 || (stood_back && self.others < BESIDE_FENCES);
             let room = match urgency {
                 Urgency::Fence => self.free > 0,
-                Urgency::FirstAid => self.free > 0 && beside(self.fences, self.others),
-                Urgency::Routine => self.free > self.kept && beside(self.fences, self.others),
+                Urgency::FirstAid => self.free > 0 && beside,
+                Urgency::Routine => self.free > self.kept && beside,
             };
             if !room {
                 return None;
             }
-            let caller = first.remove();
+            let Waiting { caller, .. } = first.remove();
             self.free -= 1;
             *self.in_flight(urgency) += 1;
             return Some((urgency, caller));
@@ -116,10 +136,6 @@ impl Desk {
             Urgency::FirstAid | Urgency::Routine => &mut self.others,
         }
     }
-}
-
-fn beside(fences: usize, others: usize) -> bool {
-    fences == 0 || others < BESIDE_FENCES
 }
 
 impl Drop for Slot {
@@ -136,6 +152,8 @@ impl Drop for Slot {
 mod tests {
     use super::*;
     use futures::FutureExt;
+    use tokio::task::JoinSet;
+    use tokio::time::timeout;
 
     #[tokio::test]
     async fn a_fence_goes_before_whoever_waited_longer() {
@@ -164,17 +182,39 @@ mod tests {
         assert!(slots.take(Urgency::FirstAid).now_or_never().is_some());
     }
 
-    #[tokio::test]
-    async fn beside_a_fence_only_a_few_others_are_in_flight() {
+    #[tokio::test(start_paused = true)]
+    async fn everything_else_stands_back_for_a_fence_but_not_for_ever() {
         let slots = Slots::new(64, 16);
         let fence = slots.take(Urgency::Fence).await;
-        let mut others = Vec::new();
-        while let Some(other) = slots.take(Urgency::FirstAid).now_or_never() {
-            others.push(other);
+        let asked = Instant::now();
+        let mut others = JoinSet::new();
+        for _ in 0..20 {
+            let slots = slots.clone();
+            others.spawn(async move { slots.take(Urgency::FirstAid).await });
         }
-        assert_eq!(others.len(), BESIDE_FENCES);
+        let mut in_flight = Vec::new();
+        while let Ok(Some(other)) = timeout(HEAD_START * 2, others.join_next()).await {
+            assert!(asked.elapsed() >= HEAD_START);
+            in_flight.push(other.unwrap());
+        }
+        assert_eq!(in_flight.len(), BESIDE_FENCES);
         drop(fence);
-        assert!(slots.take(Urgency::FirstAid).now_or_never().is_some());
+        while let Some(other) = others.join_next().await {
+            in_flight.push(other.unwrap());
+        }
+        assert_eq!(in_flight.len(), 20);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_stands_back_goes_on_when_the_fence_is_answered() {
+        let slots = Slots::new(64, 16);
+        let fence = slots.take(Urgency::Fence).await;
+        let asked = Instant::now();
+        let mut other = Box::pin(slots.take(Urgency::FirstAid));
+        assert!(other.as_mut().now_or_never().is_none());
+        drop(fence);
+        drop(other.await);
+        assert_eq!(asked.elapsed(), Duration::ZERO);
     }
 
     #[tokio::test]
