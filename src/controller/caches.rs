@@ -132,7 +132,8 @@ async fn follow_nodes(deps: Arc<Deps>) {
         Change::Synced => deps.wakes.wake_all(),
         Change::Broken(error) => broken(error),
     };
-    deps.caches.nodes.follow(nodes::api(&deps.cluster), Selector::All, on_change).await;
+    let (api, whose) = (nodes::api(&deps.cluster), &deps.settings.identity);
+    deps.caches.nodes.follow(api, Selector::All, whose, on_change).await;
 }
 
 async fn follow_pods(deps: Arc<Deps>) {
@@ -147,7 +148,8 @@ async fn follow_pods(deps: Arc<Deps>) {
         Change::Synced => deps.wakes.wake_all(),
         Change::Broken(error) => broken(error),
     };
-    deps.caches.pods.follow(pods::api(&deps.cluster), Selector::All, on_change).await;
+    let (api, whose) = (pods::api(&deps.cluster), &deps.settings.identity);
+    deps.caches.pods.follow(api, Selector::All, whose, on_change).await;
 }
 
 fn pod_changed(deps: &Deps, pod: &PodRow) {
@@ -179,8 +181,8 @@ async fn follow_interruptions(deps: Arc<Deps>) {
         Change::Synced => deps.wakes.records().ring(),
         Change::Broken(error) => broken(error),
     };
-    let api = interruptions::api(&deps.cluster);
-    deps.caches.interruptions.follow(api, Selector::All, on_change).await;
+    let (api, whose) = (interruptions::api(&deps.cluster), &deps.settings.identity);
+    deps.caches.interruptions.follow(api, Selector::All, whose, on_change).await;
 }
 
 async fn follow_claims(deps: Arc<Deps>) {
@@ -194,7 +196,8 @@ async fn follow_claims(deps: Arc<Deps>) {
         Change::Synced => deps.wakes.wake_all(),
         Change::Broken(error) => broken(error),
     };
-    deps.caches.claims.follow(claims::api(&deps.cluster), Selector::All, on_change).await;
+    let (api, whose) = (claims::api(&deps.cluster), &deps.settings.identity);
+    deps.caches.claims.follow(api, Selector::All, whose, on_change).await;
 }
 
 async fn follow_checkpoints(deps: Arc<Deps>) {
@@ -209,8 +212,8 @@ async fn follow_checkpoints(deps: Arc<Deps>) {
         }
         Change::Broken(error) => broken(error),
     };
-    let api = checkpoints::api(&deps.cluster);
-    deps.caches.checkpoints.follow(api, Selector::All, on_change).await;
+    let (api, whose) = (checkpoints::api(&deps.cluster), &deps.settings.identity);
+    deps.caches.checkpoints.follow(api, Selector::All, whose, on_change).await;
 }
 
 /// Wakes the tasks of the nodes that the pods of an index are or were on. In a storm an index
@@ -230,8 +233,8 @@ async fn follow_namespaces(deps: Arc<Deps>) {
         Change::Put(..) | Change::Gone(..) | Change::Synced => deps.wakes.wake_all(),
         Change::Broken(error) => broken(error),
     };
-    let api = namespaces::api(&deps.cluster);
-    deps.caches.namespaces.follow(api, Selector::All, on_change).await;
+    let (api, whose) = (namespaces::api(&deps.cluster), &deps.settings.identity);
+    deps.caches.namespaces.follow(api, Selector::All, whose, on_change).await;
 }
 
 fn broken(error: &ClusterError) {

@@ -206,6 +206,12 @@ impl Witness {
         self.wait(bound, || self.done.load(Ordering::Relaxed) >= count).await
     }
 
+    /// Waits until it has come for as many nodes; answers whether it did within the bound.
+    pub(super) async fn some(&self, edge: Edge, count: usize, bound: Duration) -> bool {
+        let come = || self.seen().iter().filter(|seen| seen.edges[edge as usize].is_some()).count();
+        self.wait(bound, || come() >= count).await
+    }
+
     /// How long it took from the notice for each node for which it has come.
     pub(super) fn times(&self, edge: Edge) -> Vec<Duration> {
         let seen = self.seen();
@@ -245,7 +251,7 @@ impl Witness {
                 self.mark(number, Edge::Fenced);
             }
         };
-        self.nodes.follow(nodes::api(&cluster), Selector::All, on_change).await;
+        self.nodes.follow(nodes::api(&cluster), Selector::All, "witness", on_change).await;
     }
 
     async fn follow_records(self, cluster: Cluster) {
@@ -257,7 +263,7 @@ impl Witness {
             }
         };
         let records = Rows::default();
-        records.follow(interruptions::api(&cluster), Selector::All, on_change).await;
+        records.follow(interruptions::api(&cluster), Selector::All, "witness", on_change).await;
     }
 
     async fn follow_claims(self, cluster: Cluster) {
@@ -269,7 +275,7 @@ impl Witness {
             }
         };
         let claims = Rows::default();
-        claims.follow(claims::api(&cluster), Selector::All, on_change).await;
+        claims.follow(claims::api(&cluster), Selector::All, "witness", on_change).await;
     }
 
     async fn follow_pods(self, pods: Rows<PodRow>, cluster: Cluster) {
@@ -287,7 +293,7 @@ impl Witness {
                 self.mark(number, Edge::Held);
             }
         };
-        pods.follow(pods::api(&cluster), Selector::All, on_change).await;
+        pods.follow(pods::api(&cluster), Selector::All, "witness", on_change).await;
     }
 
     fn seen(&self) -> MutexGuard<'_, Vec<Seen>> {

@@ -3,6 +3,9 @@
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::fmt::Debug;
+use std::hash::DefaultHasher;
+use std::hash::Hash;
+use std::hash::Hasher;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -20,14 +23,15 @@ use crate::adapters::cluster::ClusterError;
 use crate::adapters::cluster::objects::Kind;
 use crate::adapters::cluster::objects::Object;
 
-/// First pause after a watch broke; doubled up to [`PAUSE_MAX`], without jitter so that a simulated
-/// run is the same twice.
+/// First pause after a watch broke, before it is spread; doubled up to [`PAUSE_MAX`].
 const PAUSE_MIN: Duration = Duration::from_millis(200);
-/// Longest pause between two tries of a watch: short beside a window of two minutes.
+/// Longest pause between two tries of a watch, before it is spread: short beside a window of two
+/// minutes.
 const PAUSE_MAX: Duration = Duration::from_secs(5);
-/// How long one watch request lives before it is opened again: a connection that died in silence is
-/// noticed no sooner, and kube's own 290 s would be longer than an interruption.
-const WATCH_SECONDS: u32 = 60;
+/// How long one watch request lives before it is opened again, before it is spread: a connection
+/// that died in silence is noticed no sooner, and kube's own 290 s would be longer than an
+/// interruption.
+const WATCH: Duration = Duration::from_mins(1);
 
 /// What we keep of one object.
 pub trait Row: Clone + Debug + Send + 'static {
@@ -121,24 +125,33 @@ impl<R: Row> Rows<R> {
     }
 
     /// Follows the objects for ever, telling `on_change` of each change after it is in the rows.
+    ///
+    /// An API server that comes back finds the watches of all agents broken at once: `whose`, the
+    /// name of the program, spreads what each does then.
     pub async fn follow(
         &self,
         api: Api<Object<R::Kind>>,
         selector: Selector,
+        whose: &str,
         mut on_change: impl FnMut(Change<'_, R>),
     ) {
         let path = <Object<R::Kind> as kube::Resource>::url_path(&(), None);
-        let mut events = pin!(watcher::watcher(api, selector.config()));
+        let mut spread = Spread::of(whose, &path);
+        let lifetime = spread.apply(WATCH);
+        let mut events = pin!(watcher::watcher(api, selector.config(lifetime)));
         let mut pause = PAUSE_MIN;
         while let Some(event) = events.next().await {
             match event {
                 Ok(event) => {
-                    pause = PAUSE_MIN;
+                    // That a list is begun says nothing of the server yet.
+                    if !matches!(event, Event::Init) {
+                        pause = PAUSE_MIN;
+                    }
                     self.fold(event, &mut on_change);
                 }
                 Err(error) => {
                     on_change(Change::Broken(&watch_error(&path, error)));
-                    tokio::time::sleep(pause).await;
+                    tokio::time::sleep(spread.apply(pause)).await;
                     pause = (pause * 2).min(PAUSE_MAX);
                 }
             }
@@ -214,11 +227,37 @@ impl<R: Row> Table<R> {
     }
 }
 
+/// What keeps many programs from doing the same at the same moment: drawn from their names rather
+/// than by chance, so that a simulated run is the same twice.
+#[derive(Debug)]
+struct Spread {
+    drawn: u64,
+}
+
+impl Spread {
+    fn of(whose: &str, path: &str) -> Self {
+        let mut hasher = DefaultHasher::new();
+        (whose, path).hash(&mut hasher);
+        Self { drawn: hasher.finish() }
+    }
+
+    /// A duration between half of `about` and one and a half of it, another each time.
+    fn apply(&mut self, about: Duration) -> Duration {
+        let mut hasher = DefaultHasher::new();
+        self.drawn.hash(&mut hasher);
+        self.drawn = hasher.finish();
+        let thousandths = u32::try_from(self.drawn % 1_000).unwrap_or_default();
+        about / 2 + about * thousandths / 1_000
+    }
+}
+
 /// Which objects a watch is about.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Selector {
-    /// Every object of the kind.
+    /// Every object of the kind, in pages.
     All,
+    /// Every object of a kind of which there are few, from the server's cache.
+    Few,
     /// Those whose labels match.
     Labels(String),
     /// Those whose fields match, as a node's own pods, from the server's cache.
@@ -226,17 +265,17 @@ pub enum Selector {
 }
 
 impl Selector {
-    fn config(&self) -> watcher::Config {
-        let config = watcher::Config::default().page_size(100).timeout(WATCH_SECONDS);
+    fn config(&self, lifetime: Duration) -> watcher::Config {
+        let seconds = u32::try_from(lifetime.as_secs()).unwrap_or(u32::MAX);
+        let config = watcher::Config::default().page_size(100).timeout(seconds);
+        // A page size would make the server read from etcd instead of its cache.
+        let cached = watcher::Config { page_size: None, ..config.clone() }.any_semantic();
         match self {
             Self::All => config,
             Self::Labels(labels) if labels.is_empty() => config,
             Self::Labels(labels) => config.labels(labels),
-            // A page size would make the server read from etcd instead of its cache.
-            Self::Fields(fields) => {
-                let unpaged = watcher::Config { page_size: None, ..watcher::Config::default() };
-                unpaged.timeout(WATCH_SECONDS).fields(fields).any_semantic()
-            }
+            Self::Few => cached,
+            Self::Fields(fields) => cached.fields(fields),
         }
     }
 }
@@ -253,5 +292,28 @@ fn watch_error(path: &str, error: watcher::Error) -> ClusterError {
             path: path.to_owned(),
             source: serde::de::Error::missing_field("resourceVersion"),
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_many_do_at_once_is_spread_and_the_same_twice() {
+        let firsts = |agents: std::ops::Range<u32>| -> Vec<Duration> {
+            let first =
+                |agent| Spread::of(&format!("gpu-{agent}"), "/api/v1/pods").apply(PAUSE_MAX);
+            agents.map(first).collect()
+        };
+        let pauses = firsts(0..500);
+        assert_eq!(pauses, firsts(0..500));
+        let in_tenth = |tenth: u32| {
+            let from = PAUSE_MAX / 2 + PAUSE_MAX * tenth / 10;
+            pauses.iter().filter(|pause| (from..from + PAUSE_MAX / 10).contains(*pause)).count()
+        };
+        for tenth in 0..10 {
+            assert!((20..=80).contains(&in_tenth(tenth)), "{} in tenth {tenth}", in_tenth(tenth));
+        }
     }
 }

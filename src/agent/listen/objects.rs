@@ -47,6 +47,31 @@ pub struct Objects {
     bell: Bell,
 }
 
+/// Which objects an agent follows, of each kind: all of them from the server's cache.
+#[derive(Debug)]
+pub struct Own {
+    /// The pods of its node.
+    pub pods: Selector,
+    /// Its node.
+    pub node: Selector,
+    /// The interruptions of its node.
+    pub records: Selector,
+    /// Namespaces, which may be paused.
+    pub namespaces: Selector,
+}
+
+impl Own {
+    /// Those of the agent of a node.
+    pub fn of(node: &NodeName) -> Self {
+        Self {
+            pods: Selector::Fields(format!("spec.nodeName={node}")),
+            node: Selector::Fields(format!("metadata.name={node}")),
+            records: Selector::Fields(format!("spec.node={node}")),
+            namespaces: Selector::Few,
+        }
+    }
+}
+
 /// Whether what we know of our pods is current.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Server {
@@ -73,17 +98,19 @@ impl Objects {
 
     /// Follows them for ever, telling `met` of pods.
     pub async fn follow(&self, cluster: &Cluster, met: &Pods) {
-        let node = &self.node;
-        let own_pods = Selector::Fields(format!("spec.nodeName={node}"));
-        let own_node = Selector::Fields(format!("metadata.name={node}"));
-        let own_record = Selector::Fields(format!("spec.node={node}"));
+        let own = Own::of(&self.node);
+        let whose = self.node.as_str();
         futures::join!(
-            self.pods.follow(pods::api(cluster), own_pods, |change| self.on_pod(&change, met)),
-            self.interruptions.follow(interruptions::api(cluster), own_record, |change| {
+            self.pods.follow(pods::api(cluster), own.pods, whose, |change| {
+                self.on_pod(&change, met);
+            }),
+            self.interruptions.follow(interruptions::api(cluster), own.records, whose, |change| {
                 self.note("interruptions", &change);
             }),
-            self.nodes.follow(nodes::api(cluster), own_node, |change| self.note("node", &change)),
-            self.namespaces.follow(namespaces::api(cluster), Selector::All, |change| {
+            self.nodes.follow(nodes::api(cluster), own.node, whose, |change| {
+                self.note("node", &change);
+            }),
+            self.namespaces.follow(namespaces::api(cluster), own.namespaces, whose, |change| {
                 self.note("namespaces", &change);
             }),
         );

@@ -655,7 +655,9 @@ impl Followed {
         let (rows, cluster) = (Rows::default(), cluster(witness));
         let follows = rows.clone();
         let mut task = JoinSet::new();
-        task.spawn(async move { follows.follow(pods::api(&cluster), selector, |_| ()).await });
+        task.spawn(async move {
+            follows.follow(pods::api(&cluster), selector, "contract", |_| ()).await;
+        });
         rows.synced().await;
         let namespace = witness.namespace().to_owned();
         let mut followed = Self { rows, namespace, first: String::new(), _task: task };
