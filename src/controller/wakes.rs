@@ -12,7 +12,8 @@ use tokio::sync::watch;
 
 /// With more interruptions than this, changes are gathered before all are looked at again.
 const CROWD: usize = 64;
-/// How long they are gathered.
+/// How long they are gathered, for each thousand of them: what a look costs grows with their number,
+/// and so does the pause after it.
 const GATHER: Duration = Duration::from_millis(20);
 
 /// The bells of all tasks. Many rings before a task looks are one.
@@ -62,7 +63,8 @@ impl Ear {
 /// Lets changes gather where so many interruptions are looked at for each of them.
 pub async fn gather(interruptions: usize) {
     if interruptions > CROWD {
-        tokio::time::sleep(GATHER).await;
+        let thousands = u32::try_from(interruptions.div_ceil(1_000)).unwrap_or(u32::MAX);
+        tokio::time::sleep(GATHER.saturating_mul(thousands)).await;
     }
 }
 
