@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::collections::VecDeque;
 use std::fmt;
+use std::ops::Bound;
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -49,7 +50,7 @@ pub struct Cluster {
 }
 
 /// Namespace (empty for what lives in the cluster) and name.
-type Key = (String, String);
+pub type Key = (String, String);
 
 /// One change of one object.
 #[derive(Clone, Debug)]
@@ -140,12 +141,29 @@ impl Cluster {
         self.objects.get(&resource).into_iter().flat_map(BTreeMap::values)
     }
 
-    /// All objects of a kind as they were at a version, which must not be forgotten.
-    pub fn list_at(&self, resource: Resource, version: u64) -> Vec<Arc<Value>> {
-        let mut objects = self.objects.get(&resource).cloned().unwrap_or_default();
+    /// The objects of a kind as they were at a version, which must not be forgotten: those whose
+    /// namespace and name come after these.
+    pub fn list_at(
+        &self,
+        resource: Resource,
+        version: u64,
+        after: Option<&Key>,
+    ) -> Vec<Arc<Value>> {
+        let begins = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let rest = (begins, Bound::Unbounded);
+        let now = self.objects.get(&resource).into_iter().flat_map(|all| all.range::<Key, _>(rest));
+        // Pages of a long list are mostly read while nothing of the kind changes.
+        if self.newest_of(&[resource]) <= version {
+            return now.map(|(_, object)| Arc::clone(object)).collect();
+        }
+        let mut objects: BTreeMap<Key, Arc<Value>> =
+            now.map(|(key, object)| (key.clone(), Arc::clone(object))).collect();
         let changes: Vec<&Change> = self.changes_since(resource, version).collect();
         for change in changes.into_iter().rev() {
             let key = Target::of(resource, &change.object).key();
+            if after.is_some_and(|after| key <= *after) {
+                continue;
+            }
             match &change.before {
                 Some(before) => drop(objects.insert(key, Arc::clone(before))),
                 None => drop(objects.remove(&key)),

@@ -19,6 +19,7 @@ use super::watch::Start;
 use super::watch::Watch;
 use crate::world::World;
 use crate::world::cluster::Cluster;
+use crate::world::cluster::Key;
 use crate::world::cluster::object::name;
 use crate::world::cluster::object::namespace;
 use crate::world::cluster::object::number;
@@ -45,8 +46,7 @@ pub(super) fn list(world: &World, asked: &Asked) -> Result<Answer, Refusal> {
     let resource = asked.address.resource;
     world.read(|state| {
         let (version, objects) = range.objects(&state.cluster, resource)?;
-        let seen = objects.iter().filter(|object| view.sees(object));
-        let rest: Vec<&Arc<Value>> = seen.filter(|object| range.holds(object)).collect();
+        let rest: Vec<&Arc<Value>> = objects.iter().filter(|object| view.sees(object)).collect();
         let items: Vec<Value> =
             rest.iter().take(range.limit).map(|object| listed(&view, object)).collect();
         let mut metadata = json!({ "resourceVersion": version.to_string() });
@@ -157,12 +157,16 @@ impl Range {
                 start => Refusal::list_expired(written(-1, start)),
             });
         }
-        Ok((wanted, cluster.list_at(resource, wanted)))
+        Ok((wanted, cluster.list_at(resource, wanted, self.after().as_ref())))
     }
 
-    /// Whether an object comes after where the list goes on.
-    fn holds(&self, object: &Value) -> bool {
-        self.start.is_empty() || place(object).as_str() > self.start.as_str()
+    /// The last object of the page before, by namespace and name.
+    fn after(&self) -> Option<Key> {
+        if self.start.is_empty() {
+            return None;
+        }
+        let (namespace, name) = self.start.split_once('/').unwrap_or(("", &self.start));
+        Some((namespace.to_owned(), name.to_owned()))
     }
 }
 
