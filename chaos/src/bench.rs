@@ -9,10 +9,12 @@ use tokio::runtime::Builder;
 use tokio::runtime::Runtime;
 
 mod counters;
+mod crowd;
 mod figures;
 mod fleet;
 mod floor;
 mod ground;
+mod ordeal;
 pub mod peers;
 mod post;
 mod program;

@@ -25,5 +25,6 @@ mod saving;
 #[path = "contract/simulated.rs"]
 mod simulated;
 mod stolen;
+mod storm;
 mod story;
 mod theater;

@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde::Serialize;
 
+use crate::bench::ordeal::Aftermath;
 use crate::bench::post::Counts;
 use crate::bench::program::Taken;
 
@@ -52,8 +53,12 @@ pub(super) struct Figures {
     pub(super) floors: Vec<Floor>,
     /// From the notice, by what was waited for.
     pub(super) edges: BTreeMap<&'static str, Quantiles>,
-    /// The last node fenced, in times of the fastest bare loop.
-    pub(super) times_floor: f64,
+    /// The last node fenced, in times of the fastest bare loop; not where something went wrong.
+    pub(super) times_floor: Option<f64>,
+    /// What was seen of what went wrong.
+    pub(super) aftermath: Option<Aftermath>,
+    /// Agents whose watches were open meanwhile.
+    pub(super) agents: usize,
     /// Requests to the API server by everybody for each node, until all nodes were done.
     pub(super) requests: BTreeMap<String, f64>,
     /// The same, some seconds later: with what the holder of the Lease wrote into the records.
@@ -109,8 +114,8 @@ impl Figures {
     pub(super) fn lines(&self) -> Vec<String> {
         let mut lines = vec![
             format!(
-                "{} nodes with {} pods each, {}, {} controller(s); load {:.1}",
-                self.nodes, self.pods, self.order, self.replicas, self.load
+                "{} nodes with {} pods each, {}, {} controller(s), {} agent(s); load {:.1}",
+                self.nodes, self.pods, self.order, self.replicas, self.agents, self.load
             ),
             self.ground.clone(),
             format!("{:28} {:>6} {:>10} {:>10} {:>10}", "", "nodes", "P50 ms", "P99 ms", "last ms"),
@@ -121,7 +126,10 @@ impl Figures {
         lines.extend(
             self.edges.iter().map(|(edge, times)| row(&format!("notice to {edge}"), times)),
         );
-        lines.push(format!("last node fenced: {:.2} times the floor", self.times_floor));
+        lines.extend(
+            self.times_floor.map(|times| format!("last node fenced: {times:.2} times the floor")),
+        );
+        lines.extend(self.aftermath.iter().flat_map(Aftermath::lines));
         let [until, settled, floor] = self.etcd_bytes;
         lines.push(format!(
             "etcd's log, bytes a node: {until:.0} until done, {settled:.0} settled, {floor:.0} floor"

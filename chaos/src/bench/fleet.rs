@@ -4,10 +4,12 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::Context;
+use clap::ValueEnum;
 use futures::StreamExt;
 use http::Method;
 use http::Request;
 use http::header::CONTENT_TYPE;
+use lifeboat::crd::marks;
 use serde_json::Value;
 use serde_json::json;
 
@@ -32,17 +34,33 @@ pub(super) struct Fleet {
     pub(super) pods: usize,
     /// How long each pod may take to end.
     grace: u64,
+    /// When the pods are held.
+    hold: Hold,
+}
+
+/// When pods are held against disruption.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Hold {
+    /// From their admission on, as is the default.
+    Always,
+    /// On the notice: a request for each pod.
+    OnSignal,
 }
 
 impl Fleet {
     /// Nodes that are named after the fleet.
     pub(super) fn new(name: &'static str, nodes: usize, pods: usize) -> Self {
-        Self { name, nodes, pods, grace: 115 }
+        Self { name, nodes, pods, grace: 115, hold: Hold::OnSignal }
     }
 
     /// The same with pods that end as soon as they are asked to, with no kubelet to say so.
     pub(super) fn without_grace(self) -> Self {
         Self { grace: 0, ..self }
+    }
+
+    /// The same with pods that are held as it says.
+    pub(super) fn held(self, hold: Hold) -> Self {
+        Self { hold, ..self }
     }
 
     /// The name of a node.
@@ -60,6 +78,12 @@ impl Fleet {
     pub(super) fn instance(&self, number: usize) -> String {
         let letters = self.name.bytes().take(4).fold(0, |all, one| (all << 8) | u64::from(one));
         format!("i-{letters:08x}{number:09x}")
+    }
+
+    /// The number of the node of this instance.
+    pub(super) fn number_of(&self, instance: &str) -> Option<usize> {
+        let number = usize::from_str_radix(instance.get(10..)?, 16).ok()?;
+        (number < self.nodes && self.instance(number) == instance).then_some(number)
     }
 
     /// Makes the nodes and the pods.
@@ -145,14 +169,24 @@ impl Fleet {
 
     /// A pod as it is made.
     pub(super) fn pod_object(&self, number: usize, name: &str) -> Value {
+        let mut annotations = BTreeMap::from([
+            (marks::CHECKPOINT, "sdk"),
+            (marks::JOB_KEY, name),
+            (marks::HOLD, "on-signal"),
+        ]);
+        if self.hold == Hold::Always {
+            let admitted = [
+                (marks::HOLD, "always"),
+                (marks::DO_NOT_DISRUPT, "true"),
+                (marks::HELD, "admission"),
+            ];
+            annotations.extend(admitted);
+        }
         json!({
             "apiVersion": "v1", "kind": "Pod",
             "metadata": {
                 "name": name, "namespace": NAMESPACE, "labels": { LABEL: self.name },
-                "annotations": {
-                    "lifeboat.dev/checkpoint": "sdk", "lifeboat.dev/job-key": name,
-                    "lifeboat.dev/hold": "on-signal",
-                },
+                "annotations": annotations,
             },
             "spec": {
                 "nodeName": self.node(number),

@@ -1,5 +1,6 @@
 //! The floor: the bare loop that does only the guarded fencing patch, on nodes of its own.
 
+use std::ops::Range;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -17,6 +18,8 @@ use crate::bench::figures::Quantiles;
 use crate::bench::fleet::Fleet;
 use crate::bench::witness::Witness;
 
+/// The pauses between nodes that are fenced one after another.
+pub(super) const PAUSES: Range<Duration> = Duration::from_millis(200)..Duration::from_millis(800);
 /// How many requests at a time are tried: the best of them is the floor.
 const TRIED: [usize; 3] = [16, 32, 64];
 
@@ -28,28 +31,40 @@ pub(super) async fn measure(
 ) -> anyhow::Result<Vec<Floor>> {
     let mut floors = Vec::new();
     for at_a_time in TRIED {
-        floors.push(pass((client, &Clock::system()), (fleet, witness), at_a_time).await?);
+        let patches = Patches { at_a_time, pauses: None };
+        floors.push(pass((client, &Clock::system()), (fleet, witness), patches).await?);
         take_back(client, (fleet, witness)).await?;
     }
     Ok(floors)
 }
 
-/// Fences one node after another.
+/// Fences one node after another, with the pauses that notices have between them: a machine that
+/// rests in between answers later than one that is kept busy.
 pub(super) async fn one_by_one(
     client: &kube::Client,
     fleet: &Fleet,
     witness: &Witness,
 ) -> anyhow::Result<Vec<Floor>> {
-    let floor = pass((client, &Clock::system()), (fleet, witness), 1).await?;
+    let patches = Patches { at_a_time: 1, pauses: Some(PAUSES) };
+    let floor = pass((client, &Clock::system()), (fleet, witness), patches).await?;
     take_back(client, (fleet, witness)).await?;
     Ok(vec![floor])
 }
 
-/// Fences the fleet once, so many at a time.
+/// How the bare loop sends its patches.
+#[derive(Clone, Debug)]
+pub(super) struct Patches {
+    /// So many at a time.
+    pub(super) at_a_time: usize,
+    /// After a pause within this range.
+    pub(super) pauses: Option<Range<Duration>>,
+}
+
+/// Fences the fleet once.
 pub(super) async fn pass(
     (client, clock): (&kube::Client, &Clock),
     (fleet, witness): (&Fleet, &Witness),
-    at_a_time: usize,
+    Patches { at_a_time, pauses }: Patches,
 ) -> anyhow::Result<Floor> {
     let cluster = Cluster::first_aid(client.clone(), &Slots::new(at_a_time, 0));
     let kind = Kind::SpotInterruption { action: Action::Terminate };
@@ -58,8 +73,11 @@ pub(super) async fn pass(
     let rows = rows.context("a node of the floor is not there")?;
     let began = Instant::now();
     let patches = rows.iter().map(|row| {
-        let cluster = &cluster;
+        let (cluster, pauses) = (&cluster, &pauses);
         async move {
+            if let Some(pauses) = pauses {
+                tokio::time::sleep(drawn(pauses)).await;
+            }
             let asked = Instant::now();
             nodes::fence(cluster, row, kind.label(), clock.now()).await?;
             Ok::<Duration, lifeboat::adapters::cluster::ClusterError>(asked.elapsed())
@@ -74,6 +92,11 @@ pub(super) async fn pass(
     #[expect(clippy::cast_precision_loss, reason = "a count of nodes")]
     let nodes_per_second = fleet.nodes as f64 / whole.as_secs_f64();
     Ok(Floor { at_a_time, patch: Quantiles::of(times, Some(whole)), nodes_per_second })
+}
+
+/// A pause of no fixed length, so that nobody's clock ticks with ours.
+pub(super) fn drawn(range: &Range<Duration>) -> Duration {
+    range.start + (range.end - range.start).mul_f64(fastrand::f64())
 }
 
 /// The controller manager reacts to a cordon with a taint of its own, so it is waited for.

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::Context;
 use jiff::Timestamp;
@@ -16,12 +17,16 @@ use crate::control_plane::Audit;
 use crate::control_plane::ControlPlane;
 use crate::control_plane::Durability;
 use crate::control_plane::Nodes;
+use crate::control_plane::Part;
 use crate::control_plane::Settings;
 use crate::control_plane::audit::Entry;
 use crate::control_plane::identity::Identity;
 
 /// The namespace and the service account of the controller.
 const ACCOUNT: (&str, &str) = ("lifeboat-system", "lifeboat-controller");
+
+/// Why nothing goes wrong on somebody else's server.
+const OURS: &str = "only an API server that the bench started is made to suffer";
 
 /// An API server.
 pub(super) struct Ground {
@@ -109,6 +114,30 @@ impl Ground {
             .into_iter()
             .filter(|entry| entry.user == user && entry.verb != "watch" && entry.received >= since);
         Ok(asked.collect())
+    }
+
+    /// Kills the API server of our own and starts it again.
+    pub(super) async fn restart_server(&mut self) -> anyhow::Result<()> {
+        let plane = self.plane.as_mut().context(OURS)?;
+        Ok(plane.0.restart(Part::ApiServer).await?)
+    }
+
+    /// Lets etcd of our own stand still again and again, for as long as this is polled.
+    pub(super) async fn slow_etcd(&self, stands: Duration, works: Duration) -> anyhow::Result<()> {
+        let (plane, _) = self.plane.as_ref().context(OURS)?;
+        loop {
+            plane.freeze(Part::Etcd);
+            tokio::time::sleep(stands).await;
+            plane.thaw(Part::Etcd);
+            tokio::time::sleep(works).await;
+        }
+    }
+
+    /// Lets etcd go on, whatever it was stopped by.
+    pub(super) fn thaw_etcd(&self) {
+        if let Some((plane, _)) = &self.plane {
+            plane.thaw(Part::Etcd);
+        }
     }
 
     /// Whether everything goes away with it.

@@ -25,6 +25,7 @@ const AT_REST: f64 = 0.1;
 pub(super) struct Controller {
     child: Child,
     pid: u32,
+    at_rest: Taken,
 }
 
 /// What a process has taken.
@@ -43,7 +44,7 @@ impl Controller {
     pub(super) fn start(command: &mut Command, log: &Path) -> anyhow::Result<Self> {
         let child = crew::start(command, log)?;
         let pid = child.id().context("the controller ended at once")?;
-        Ok(Self { child, pid })
+        Ok(Self { child, pid, at_rest: Taken::default() })
     }
 
     /// Returns once it has read its lists and rests.
@@ -55,13 +56,19 @@ impl Controller {
             if let Some(status) = self.child.try_wait()? {
                 anyhow::bail!("the controller ended by itself: {status}");
             }
-            let now = self.taken().cpu_seconds;
-            if before.is_some_and(|before| now - before < AT_REST) {
+            let now = self.taken();
+            if before.is_some_and(|before| now.cpu_seconds - before < AT_REST) {
+                self.at_rest = now;
                 return Ok(());
             }
-            before = Some(now);
+            before = Some(now.cpu_seconds);
         }
         anyhow::bail!("the controller did not come to rest")
+    }
+
+    /// What it had taken when it rested.
+    pub(super) fn at_rest(&self) -> Taken {
+        self.at_rest
     }
 
     /// What it has taken so far.
@@ -69,8 +76,8 @@ impl Controller {
         Taken::of(self.pid)
     }
 
-    /// Ends it, and waits until it is gone.
-    pub(super) async fn end(mut self) {
+    /// Kills it with -9, and waits until it is gone.
+    pub(super) async fn kill(&mut self) {
         self.child.kill().await.ok();
     }
 }

@@ -61,14 +61,15 @@ pub(super) fn run(options: &Options) -> anyhow::Result<bool> {
 async fn storm(options: &Options) -> anyhow::Result<Figures> {
     let beginning = "2026-11-22T12:00:00Z".parse().context("a time")?;
     let world = World::new(Clock::starting_at(beginning, 1_000), 1);
-    let fleet = Fleet::new("storm", options.nodes, options.pods);
+    let fleet = Fleet::new("storm", options.nodes, options.pods).held(options.hold);
     let others = Fleet::new("floor", options.nodes, 0);
     put(&world, &[&fleet, &others]);
     let server = Server::new(options.patches_per_second);
     let watched = serve::kube_client(&wire::kube::wire(&world, "bench"), "default");
     let (witness, _watches) = Witness::start(&watched, (&fleet, Sight::OURS), world.clock()).await;
     let bare = serve::kube_client(&server.before(wire::kube::wire(&world, "floor")), "default");
-    let floor = floor::pass((&bare, world.clock()), (&others, &witness), 64).await?;
+    let patches = floor::Patches { at_a_time: 64, pauses: None };
+    let floor = floor::pass((&bare, world.clock()), (&others, &witness), patches).await?;
     let post = Post::new(&world, &fleet, &witness);
     let mut controllers = JoinSet::new();
     for replica in 0..options.replicas {
@@ -243,7 +244,9 @@ fn figures(
             QUEUE_LATENCY.as_millis()
         ),
         load: 0.0,
-        times_floor: edges["fenced"].last_ms / floor.whole_ms(),
+        times_floor: Some(edges["fenced"].last_ms / floor.whole_ms()),
+        aftermath: None,
+        agents: 0,
         floors: vec![floor],
         edges,
         requests_settled: requests.clone(),

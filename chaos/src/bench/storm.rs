@@ -13,18 +13,22 @@ use tokio::task::JoinSet;
 
 use crate::bench::beside_us;
 use crate::bench::counters::Counters;
+use crate::bench::crowd::Crowd;
 use crate::bench::figures::Figures;
 use crate::bench::figures::Floor;
 use crate::bench::figures::Quantiles;
 use crate::bench::fleet;
 use crate::bench::fleet::Fleet;
+use crate::bench::fleet::Hold;
 use crate::bench::floor;
 use crate::bench::ground::Ground;
+use crate::bench::ordeal;
+use crate::bench::ordeal::Aftermath;
+use crate::bench::ordeal::Ordeal;
 use crate::bench::post::Doors;
 use crate::bench::post::Post;
 use crate::bench::program;
 use crate::bench::program::Controller;
-use crate::bench::program::Taken;
 use crate::bench::screen;
 use crate::bench::screen::Screen;
 use crate::bench::witness::Edge;
@@ -46,12 +50,21 @@ pub struct Options {
     /// Protected pods on each, on slices of its GPUs.
     #[arg(long, default_value_t = 4)]
     pub(super) pods: usize,
+    /// When those are held.
+    #[arg(long, value_enum, default_value = "on-signal")]
+    pub(super) hold: Hold,
     /// One notice after another, this many times, in place of all at once.
     #[arg(long)]
     rounds: Option<usize>,
     /// Replicas of the controller.
     #[arg(long, default_value_t = 1)]
     pub(super) replicas: usize,
+    /// Agents whose watches are open meanwhile: those of the nodes first.
+    #[arg(long, default_value_t = 0)]
+    agents: usize,
+    /// What goes wrong in the midst of it, on an API server of our own.
+    #[arg(long, value_enum, conflicts_with_all = ["rounds", "simulated", "kubeconfig"])]
+    ordeal: Option<Ordeal>,
     /// Seconds after the last answer in which the rest of the writes is counted.
     #[arg(long, default_value_t = 10)]
     settle: u64,
@@ -90,6 +103,7 @@ struct Field {
     post: Post,
     doors: Doors,
     controllers: Vec<Controller>,
+    crowd: Crowd,
     _watches: JoinSet<()>,
     logs: TempDir,
 }
@@ -99,7 +113,7 @@ struct Field {
 struct Tally {
     floors: Vec<Floor>,
     load: f64,
-    at_rest: Vec<Taken>,
+    aftermath: Option<Aftermath>,
     floor: [Counters; 2],
     storm: [Counters; 3],
 }
@@ -129,9 +143,11 @@ pub(super) fn show(options: &Options, figures: &Figures) -> anyhow::Result<()> {
 impl Options {
     async fn ground(&self) -> anyhow::Result<Ground> {
         let durability = if self.no_fsync { Durability::NoFsync } else { Durability::Fsync };
+        // What went wrong is told by the server's own log.
+        let audit = if self.ordeal.is_some() { Audit::Requests } else { Audit::Off };
         match &self.kubeconfig {
             Some(kubeconfig) => Ok(Ground::there(kubeconfig, self.etcd.as_deref())),
-            None => Ground::ours(durability, Audit::Off).await,
+            None => Ground::ours(durability, audit).await,
         }
     }
 }
@@ -143,15 +159,18 @@ impl Field {
         fleet::prepare(&client).await?;
         fleet::clear(&client).await?;
         let nodes = options.rounds.unwrap_or(options.nodes);
-        let fleet = Fleet::new("storm", nodes, options.pods);
+        let fleet = Fleet::new("storm", nodes, options.pods).held(options.hold);
         let others = Fleet::new("floor", nodes, 0);
         fleet.make(&client, screen).await?;
-        others.make(&client, screen).await?;
+        if options.ordeal.is_none() {
+            others.make(&client, screen).await?;
+        }
         let world = World::new(Clock::system(), 1);
         let (witness, watches) =
             Witness::start(&client, (&fleet, Sight::OURS), world.clock()).await;
         let post = Post::new(&world, &fleet, &witness);
         let doors = post.serve().await?;
+        let crowd = Crowd::gather(&ground, &fleet, options.agents).await?;
         let mut field = Self {
             ground,
             client,
@@ -161,6 +180,7 @@ impl Field {
             post,
             doors,
             controllers: Vec::new(),
+            crowd,
             _watches: watches,
             logs: tempfile::tempdir()?,
         };
@@ -193,22 +213,21 @@ impl Field {
     }
 
     async fn play(&mut self, options: &Options) -> anyhow::Result<Tally> {
-        let mut tally = Tally { at_rest: self.taken(), ..Tally::default() };
-        screen::say("the bare loop");
+        let mut tally = Tally::default();
         tally.floor[0] = self.count().await?;
         tally.floors = self.floor(options).await?;
         tally.floor[1] = self.count().await?;
         screen::say("the storm");
         tally.load = program::load();
         tally.storm[0] = self.count().await?;
-        match options.rounds {
-            Some(_) => self.one_by_one().await?,
-            None => self.all_at_once().await?,
+        match (options.rounds, options.ordeal) {
+            (Some(_), _) => self.one_by_one().await?,
+            (None, None) => self.all_at_once().await?,
+            (None, Some(ordeal)) => tally.aftermath = Some(self.suffer(ordeal).await?),
         }
         tally.storm[1] = self.count().await?;
         tokio::time::sleep(Duration::from_secs(options.settle)).await;
         tally.storm[2] = self.count().await?;
-        screen::say("the bare loop once more");
         tally.floors.extend(self.floor(options).await?);
         Ok(tally)
     }
@@ -221,10 +240,56 @@ impl Field {
         Ok(())
     }
 
-    /// With pauses of no fixed length, so that nobody's clock ticks with ours.
+    /// The storm, and what goes wrong in the midst of it.
+    async fn suffer(&mut self, ordeal: Ordeal) -> anyhow::Result<Aftermath> {
+        let began = jiff::Timestamp::now();
+        let mut since = began;
+        let leader = ordeal::leader(&self.client).await?;
+        let mut before = None;
+        match ordeal {
+            Ordeal::EtcdSlow => {
+                let slow = self.ground.slow_etcd(ordeal::ETCD_STANDS, ordeal::ETCD_WORKS);
+                tokio::select! {
+                    biased;
+                    answered = self.all_at_once() => answered?,
+                    stopped = slow => stopped?,
+                }
+                self.ground.thaw_etcd();
+            }
+            Ordeal::LeaderKilled | Ordeal::ApiServerRestarted => {
+                for number in 0..self.fleet.nodes {
+                    self.post.send(number)?;
+                }
+                self.witness.some(Edge::Fenced, self.fleet.nodes / 3, ANSWERED_WITHIN).await;
+                since = jiff::Timestamp::now();
+                if ordeal == Ordeal::LeaderKilled {
+                    self.kill(&leader).await?;
+                    before = Some(leader.as_str());
+                } else {
+                    self.ground.restart_server().await?;
+                }
+            }
+        }
+        let (watched, _) = tokio::join!(
+            ordeal::settle(&self.client, before, self.fleet.nodes),
+            self.witness.all(self.fleet.nodes, ANSWERED_WITHIN),
+        );
+        let entries = self.ground.asked_since(began)?;
+        Ok(Aftermath::read((ordeal, since), &watched?, &self.fleet, &entries))
+    }
+
+    /// Kills the replica of that name with -9.
+    async fn kill(&mut self, leader: &str) -> anyhow::Result<()> {
+        let place = leader.strip_prefix("controller-").and_then(|number| number.parse().ok());
+        let place = place.filter(|place: &usize| *place < self.controllers.len());
+        let mut killed = self.controllers.remove(place.context("nobody leads")?);
+        killed.kill().await;
+        Ok(())
+    }
+
     async fn one_by_one(&self) -> anyhow::Result<()> {
         for number in 0..self.fleet.nodes {
-            tokio::time::sleep(Duration::from_millis(fastrand::u64(200..800))).await;
+            tokio::time::sleep(floor::drawn(&floor::PAUSES)).await;
             self.post.send(number)?;
             self.witness.all(number + 1, Duration::from_secs(30)).await;
         }
@@ -232,6 +297,11 @@ impl Field {
     }
 
     async fn floor(&self, options: &Options) -> anyhow::Result<Vec<Floor>> {
+        // Where something goes wrong there is nothing to compare with.
+        if options.ordeal.is_some() {
+            return Ok(Vec::new());
+        }
+        screen::say("the bare loop");
         let client = self.ground.client().await?;
         match options.rounds {
             Some(_) => floor::one_by_one(&client, &self.others, &self.witness).await,
@@ -242,10 +312,6 @@ impl Field {
     async fn count(&self) -> anyhow::Result<Counters> {
         let counted = Counters::read(&self.client, self.ground.etcd.as_deref()).await;
         counted.context("counters of the API server")
-    }
-
-    fn taken(&self) -> Vec<Taken> {
-        self.controllers.iter().map(Controller::taken).collect()
     }
 
     #[expect(clippy::cast_precision_loss, reason = "counts of nodes and passes")]
@@ -259,10 +325,16 @@ impl Field {
             (edge.label(), quantiles)
         });
         let edges = BTreeMap::from(edges);
-        let fastest = tally.floors.iter().map(Floor::whole_ms).fold(f64::INFINITY, f64::min);
+        let fenced = &edges["fenced"];
         let (order, times_floor) = match options.rounds {
-            Some(_) => ("one after another", edges["fenced"].p50_ms / tally.floors[0].patch.p50_ms),
-            None => ("all at once", edges["fenced"].last_ms / fastest),
+            Some(_) => {
+                let first = tally.floors.first();
+                ("one after another", first.map(|floor| fenced.p50_ms / floor.patch.p50_ms))
+            }
+            None => {
+                let fastest = tally.floors.iter().map(Floor::whole_ms).reduce(f64::min);
+                ("all at once", fastest.map(|fastest| fenced.last_ms / fastest))
+            }
         };
         Figures {
             nodes: self.fleet.nodes,
@@ -280,7 +352,9 @@ impl Field {
                 floor.bytes_since(rest) / passes,
             ],
             queue: self.post.counts(),
-            programs: tally.at_rest.iter().copied().zip(self.taken()).map(<[_; 2]>::from).collect(),
+            programs: self.controllers.iter().map(|one| [one.at_rest(), one.taken()]).collect(),
+            aftermath: tally.aftermath,
+            agents: self.crowd.agents(),
             floors: tally.floors,
             edges,
             times_floor,
@@ -288,8 +362,8 @@ impl Field {
     }
 
     async fn clear(self) {
-        for controller in self.controllers {
-            controller.end().await;
+        for mut controller in self.controllers {
+            controller.kill().await;
         }
         if !self.ground.is_ours() {
             // The figures are there: what could not be cleared is cleared by the next run.

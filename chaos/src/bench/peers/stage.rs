@@ -159,8 +159,8 @@ impl Stage {
     }
 
     async fn end(&mut self) {
-        for controller in self.controllers.drain(..) {
-            controller.end().await;
+        for mut controller in self.controllers.drain(..) {
+            controller.kill().await;
         }
     }
 
