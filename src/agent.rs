@@ -1,7 +1,6 @@
 //! The node's side of an interruption: hears, observes, decides, acts and reports, in that order,
 //! again and again.
 
-use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::io;
 use std::path::PathBuf;
@@ -70,6 +69,7 @@ pub mod bell;
 pub mod csi;
 pub mod listen;
 pub mod observe;
+pub mod outlook;
 pub mod pods;
 pub mod proofs;
 pub mod records;
@@ -202,7 +202,7 @@ impl Agent {
         let senses = sources.senses.clone();
         let mut agent = Self {
             observer: Observer::new(sources.clone(), frozen),
-            hands: Hands { workloads, senses, proc, reporter, asked_at: BTreeMap::new() },
+            hands: Hands::new(workloads, senses, proc, reporter),
             deps,
             sources,
             ear,
@@ -286,6 +286,7 @@ impl Agent {
         let facts = self.observer.observe();
         let plan = node::plan::plan(&facts, &self.deps.policy, facts.observed_at);
         note(&facts, &plan);
+        self.hands.foretell(&facts);
         self.hands.act(&plan, &facts, &mut self.observer).await;
         self.sources.senses.know(&facts);
         self.sources.proofs.ask(questions(&facts));

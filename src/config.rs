@@ -116,8 +116,8 @@ pub struct Store {
     pub chunk: u64,
     /// Bytes read and not yet stored, at most.
     pub in_flight: u64,
-    /// Requests at a time.
-    pub connections: usize,
+    /// Requests at a time; absent, as many as the bandwidth takes.
+    pub connections: Option<usize>,
 }
 
 /// The Lease of the controller.
@@ -138,6 +138,8 @@ pub struct Agent {
     pub node_name: String,
     /// What all host paths begin with.
     pub host_root: PathBuf,
+    /// Bytes that the node's network carries in a second, where that is known.
+    pub bandwidth: Option<u64>,
     /// Bytes of memory lent to workloads, together.
     pub ring_budget: u64,
     /// Bytes of one slot of a ring.
@@ -181,7 +183,8 @@ impl Config {
         keys::load(program, sources)
     }
 
-    /// What decisions look at: `mode`, `karpenter`, `hold`, `drain`, `replacement`, `rebalance`.
+    /// What decisions look at: `mode`, `karpenter`, `hold`, `drain`, `replacement`, `rebalance`,
+    /// `background`.
     pub fn policy(&self) -> &Policy {
         &self.policy
     }

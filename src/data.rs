@@ -1,7 +1,10 @@
 //! The data path: from a workload to durable objects and back.
 
 pub mod buffers;
+pub mod concurrency;
+pub mod handed;
 pub mod history;
+pub mod holes;
 pub mod restore;
 pub mod ring;
 pub mod save;

@@ -67,6 +67,11 @@ pub fn checkpoint(outcome: &'static str, bytes: u64, took: Duration) {
     METRICS.checkpoint_duration.get_or_create(&[("outcome", outcome)]).observe(took.as_secs_f64());
 }
 
+/// Records how long a workload stood still for a save after which it went on.
+pub fn checkpoint_stall(stall: Duration) {
+    METRICS.checkpoint_stall.observe(stall.as_secs_f64());
+}
+
 /// Records one attempt to restore a workload, and how long it waited for its proof.
 pub fn restore(outcome: &'static str, waited: Duration) {
     METRICS.restores.get_or_create(&[("outcome", outcome)]).inc();
@@ -119,9 +124,24 @@ pub fn workloads(count: usize) {
     METRICS.workloads.set(i64::try_from(count).unwrap_or(i64::MAX));
 }
 
+/// Sets of how many workloads the state could not be saved if the node were interrupted now.
+pub fn workloads_unsavable(count: usize) {
+    METRICS.workloads_unsavable.set(i64::try_from(count).unwrap_or(i64::MAX));
+}
+
 /// Sets how many bytes of the node's ring budget are lent to workloads.
 pub fn ring_lent(bytes: u64) {
     METRICS.ring_lent.set(i64::try_from(bytes).unwrap_or(i64::MAX));
+}
+
+/// Sets how many requests to the bucket may be made at a time.
+pub fn store_connections(count: usize) {
+    METRICS.store_connections.set(i64::try_from(count).unwrap_or(i64::MAX));
+}
+
+/// Counts that the bucket asked for fewer requests.
+pub fn store_slow_down() {
+    METRICS.store_slow_downs.inc();
 }
 
 /// All metrics in the text format that Prometheus scrapes.
@@ -153,6 +173,7 @@ const DESCRIBED: &[Described] = &[
     row("lifeboat_deadline_slack_seconds", &[], "By how much do we win?"),
     row("lifeboat_checkpoint_bytes_total", &["outcome"], "How much is saved?"),
     row("lifeboat_checkpoint_duration_seconds", &["outcome"], "Is the store fast enough?"),
+    row("lifeboat_checkpoint_stall_seconds", &[], "What does a save cost work that goes on?"),
     row("lifeboat_restores_total", &["outcome"], "Does the work go on?"),
     row("lifeboat_restore_wait_seconds", &["outcome"], "How long does it wait for its proof?"),
     row(
@@ -166,7 +187,10 @@ const DESCRIBED: &[Described] = &[
     row("lifeboat_overflows_total", &["queue"], "Which queue was full?"),
     row("lifeboat_leader", &[], "Which replica holds the Lease?"),
     row("lifeboat_workloads", &[], "How many protected workloads does the agent serve?"),
+    row("lifeboat_workloads_unsavable", &[], "Whose state would not fit a notice?"),
     row("lifeboat_ring_lent_bytes", &[], "How much of the ring budget is lent?"),
+    row("lifeboat_store_connections", &[], "How many requests to the bucket at a time?"),
+    row("lifeboat_store_slow_downs_total", &[], "Does the bucket ask for fewer?"),
 ];
 
 struct Metrics {
@@ -179,6 +203,7 @@ struct Metrics {
     deadline_slack: Histogram,
     checkpoint_bytes: Counters<1>,
     checkpoint_duration: Histograms<1>,
+    checkpoint_stall: Histogram,
     restores: Counters<1>,
     restore_wait: Histograms<1>,
     actions: Counters<3>,
@@ -188,7 +213,10 @@ struct Metrics {
     overflows: Counters<1>,
     leader: Gauge,
     workloads: Gauge,
+    workloads_unsavable: Gauge,
     ring_lent: Gauge,
+    store_connections: Gauge,
+    store_slow_downs: Counter,
 }
 
 impl Metrics {
@@ -203,6 +231,7 @@ impl Metrics {
             deadline_slack: seconds(),
             checkpoint_bytes: Family::default(),
             checkpoint_duration: Family::new_with_constructor(seconds),
+            checkpoint_stall: seconds(),
             restores: Family::default(),
             restore_wait: Family::new_with_constructor(seconds),
             actions: Family::default(),
@@ -212,7 +241,10 @@ impl Metrics {
             overflows: Family::default(),
             leader: Gauge::default(),
             workloads: Gauge::default(),
+            workloads_unsavable: Gauge::default(),
             ring_lent: Gauge::default(),
+            store_connections: Gauge::default(),
+            store_slow_downs: Counter::default(),
         };
         metrics.register();
         // An increase is seen only of what was there before: the first loss must page, too.
@@ -230,6 +262,7 @@ impl Metrics {
         add(registry, "lifeboat_deadline_slack_seconds", &self.deadline_slack);
         add(registry, "lifeboat_checkpoint_bytes_total", &self.checkpoint_bytes);
         add(registry, "lifeboat_checkpoint_duration_seconds", &self.checkpoint_duration);
+        add(registry, "lifeboat_checkpoint_stall_seconds", &self.checkpoint_stall);
         add(registry, "lifeboat_restores_total", &self.restores);
         add(registry, "lifeboat_restore_wait_seconds", &self.restore_wait);
         add(registry, "lifeboat_actions_total", &self.actions);
@@ -239,7 +272,10 @@ impl Metrics {
         add(registry, "lifeboat_overflows_total", &self.overflows);
         add(registry, "lifeboat_leader", &self.leader);
         add(registry, "lifeboat_workloads", &self.workloads);
+        add(registry, "lifeboat_workloads_unsavable", &self.workloads_unsavable);
         add(registry, "lifeboat_ring_lent_bytes", &self.ring_lent);
+        add(registry, "lifeboat_store_connections", &self.store_connections);
+        add(registry, "lifeboat_store_slow_downs_total", &self.store_slow_downs);
     }
 }
 

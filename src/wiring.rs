@@ -108,6 +108,7 @@ pub async fn agent(
     let limits = Limits {
         in_flight: config.store.in_flight,
         connections: config.store.connections,
+        bandwidth: config.agent.bandwidth,
         ring_budget: config.agent.ring_budget,
     };
     let place = Place {
@@ -118,6 +119,7 @@ pub async fn agent(
         chunk: config.store.chunk,
         in_flight: config.store.in_flight,
     };
+    let store = Store::new(clients.store, clock.clone(), offload);
     let node = config.agent.node_name.parse().map_err(|fault| start("agent", fault))?;
     let policy = config.policy().clone();
     let deps = agent::Deps {
@@ -131,8 +133,8 @@ pub async fn agent(
         imds: clients.imds,
         imds_endpoint: config.agent.imds_endpoint,
         means: Means {
-            store: Store::new(clients.store, clock.clone(), offload),
-            scheduler: Scheduler::new(limits, offload),
+            scheduler: Scheduler::new(limits, store.slow_downs(), offload),
+            store,
             clock: clock.clone(),
             offload,
             place,

@@ -4,6 +4,8 @@
 //! [`retry::until`](crate::retry::until); the client beneath has its own retries off.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use backon::BackoffBuilder;
@@ -24,6 +26,7 @@ use object_store::path::Path;
 use crate::clock::Clock;
 use crate::error::Class;
 use crate::error::Classify;
+use crate::metrics;
 use crate::offload::Offload;
 use crate::retry;
 
@@ -45,8 +48,25 @@ const INLINE_MAX: usize = 1 << 20;
 #[derive(Clone, Debug)]
 pub struct Store {
     bucket: Arc<dyn ObjectStore>,
+    slow_downs: SlowDowns,
     clock: Clock,
     offload: Offload,
+}
+
+/// How often a bucket has asked for fewer requests. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub struct SlowDowns(Arc<AtomicU64>);
+
+impl SlowDowns {
+    /// How often so far.
+    pub fn count(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// Once more.
+    pub fn add(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
 }
 
 /// What became of a conditional create.
@@ -70,6 +90,14 @@ pub enum StoreError {
     /// The bucket could not be reached, or answered that it may be asked again.
     #[error("object `{path}` was not reached")]
     Unreached {
+        /// The object.
+        path: Path,
+        /// What the client said.
+        source: object_store::Error,
+    },
+    /// The bucket asks for fewer requests at a time: 503, or 429.
+    #[error("object `{path}` was put off: the bucket asks for fewer requests")]
+    SlowDown {
         /// The object.
         path: Path,
         /// What the client said.
@@ -112,7 +140,7 @@ pub enum StoreError {
 impl Classify for StoreError {
     fn class(&self) -> Class {
         match self {
-            Self::Late { .. } | Self::Unreached { .. } => Class::Transient,
+            Self::Late { .. } | Self::Unreached { .. } | Self::SlowDown { .. } => Class::Transient,
             Self::Refused { .. }
             | Self::Missing { .. }
             | Self::Size { .. }
@@ -124,6 +152,7 @@ impl Classify for StoreError {
         match self {
             Self::Late { .. } => "late",
             Self::Unreached { .. } => "unreached",
+            Self::SlowDown { .. } => "slow-down",
             Self::Refused { .. } => "refused",
             Self::Missing { .. } => "missing",
             Self::Size { .. } => "size",
@@ -135,7 +164,12 @@ impl Classify for StoreError {
 impl Store {
     /// A store over any `object_store` client.
     pub fn new(bucket: Arc<dyn ObjectStore>, clock: Clock, offload: Offload) -> Self {
-        Self { bucket, clock, offload }
+        Self { bucket, slow_downs: SlowDowns::default(), clock, offload }
+    }
+
+    /// How often this bucket has asked for fewer requests.
+    pub fn slow_downs(&self) -> SlowDowns {
+        self.slow_downs.clone()
     }
 
     /// Puts an object whose name follows from its content, so that writing it twice is no fault.
@@ -269,8 +303,16 @@ impl Store {
             let within = patience.min(by.left(store.clock.now()));
             patience *= 2;
             let answer = tokio::time::timeout(within, attempt(store.clone(), path.clone()));
-            let path = path.clone();
-            async move { answer.await.unwrap_or(Err(StoreError::Late { path })) }.boxed()
+            let (path, slow_downs) = (path.clone(), store.slow_downs.clone());
+            async move {
+                let answer = answer.await.unwrap_or(Err(StoreError::Late { path }));
+                if let Err(StoreError::SlowDown { .. }) = &answer {
+                    slow_downs.add();
+                    metrics::store_slow_down();
+                }
+                answer
+            }
+            .boxed()
         };
         async move { retry::until(by, pauses(), &clock, bounded).await }.boxed()
     }
@@ -291,6 +333,9 @@ fn refusal(path: &Path, source: object_store::Error) -> StoreError {
     if matches!(source, Error::NotFound { .. }) {
         return StoreError::Missing { path };
     }
+    if is_slow_down(&source) {
+        return StoreError::SlowDown { path, source };
+    }
     // Everything that the client has no name for: no answer, 429, 5xx. 409 is said while another
     // create is under way.
     let may_be_repeated = matches!(
@@ -302,4 +347,12 @@ fn refusal(path: &Path, source: object_store::Error) -> StoreError {
     } else {
         StoreError::Refused { path, source }
     }
+}
+
+/// The client has no type of its own for these that could be named from outside: it writes the
+/// status into its error's text.
+fn is_slow_down(error: &object_store::Error) -> bool {
+    let object_store::Error::Generic { source, .. } = error else { return false };
+    let text = source.to_string();
+    ["503 ", "429 "].iter().any(|status| text.contains(&format!("status code: {status}")))
 }

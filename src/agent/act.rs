@@ -7,6 +7,9 @@ use lifeboat_domain::ids::PodUid;
 use lifeboat_domain::node::facts::NodeFacts;
 use lifeboat_domain::node::facts::Quiet;
 use lifeboat_domain::node::facts::Workload;
+use lifeboat_domain::node::outlook;
+use lifeboat_domain::node::outlook::Outlook;
+use lifeboat_domain::node::outlook::Save;
 use lifeboat_domain::node::plan::Action;
 use lifeboat_domain::node::plan::Plan;
 use lifeboat_domain::node::plan::Reason;
@@ -19,6 +22,7 @@ use tracing::warn;
 use crate::adapters::proc::Motion;
 use crate::adapters::proc::Proc;
 use crate::agent::observe::Observer;
+use crate::agent::outlook::Foresight;
 use crate::agent::report::Letter;
 use crate::agent::report::Reporter;
 use crate::agent::report::Weight;
@@ -41,6 +45,10 @@ pub struct Hands {
     pub reporter: Reporter,
     /// When each pod was first asked.
     pub asked_at: BTreeMap<PodUid, Timestamp>,
+    /// What is to be expected of each save.
+    pub outlooks: BTreeMap<PodUid, Outlook>,
+    /// What was said of that.
+    pub foresight: Foresight,
 }
 
 /// What an action did.
@@ -51,6 +59,19 @@ enum Outcome {
 }
 
 impl Hands {
+    /// Hands that have done nothing yet.
+    pub fn new(workloads: Workloads, senses: Senses, proc: Proc, reporter: Reporter) -> Self {
+        Self {
+            workloads,
+            senses,
+            proc,
+            reporter,
+            asked_at: BTreeMap::new(),
+            outlooks: BTreeMap::new(),
+            foresight: Foresight::default(),
+        }
+    }
+
     /// Does the steps in their order. What one of them does is seen by the next look, in `observer`
     /// where only this life of the agent knows it.
     pub async fn act(&mut self, plan: &Plan, facts: &NodeFacts, observer: &mut Observer) {
@@ -72,9 +93,37 @@ impl Hands {
         }
     }
 
+    /// Tells people and workloads what is to be expected of each save, and of which workload none
+    /// could be made if a notice came now.
+    pub fn foretell(&mut self, facts: &NodeFacts) {
+        let outlooks = outlook::outlook(facts, facts.observed_at);
+        let at_risk = |outlook: &&Outlook| outlook.of == Save::AtNotice && outlook.is_too_late();
+        metrics::workloads_unsavable(outlooks.values().filter(at_risk).count());
+        for (uid, outlook) in self.foresight.news(&outlooks, facts.observed_at) {
+            let Some(workload) = facts.workloads.get(&uid) else { continue };
+            let pod = &workload.pod;
+            match (outlook.of, outlook.is_too_late()) {
+                (Save::UnderWay { .. }, false) => info!(%pod, %outlook, "save expected"),
+                (Save::UnderWay { .. }, true) => warn!(%pod, %outlook, "save will not fit"),
+                (Save::AtNotice, true) => {
+                    warn!(%pod, %outlook, "workload could not be saved at a notice");
+                }
+                (Save::AtNotice, false) => {
+                    info!(%pod, %outlook, "workload could be saved at a notice again");
+                }
+            }
+            if let (Save::AtNotice, Some(key)) = (outlook.of, &workload.job_key) {
+                self.reporter.foretell(pod, key, outlook, facts.observed_at);
+            }
+            self.workloads.expect(&uid, outlook);
+        }
+        self.outlooks = outlooks;
+    }
+
     /// Forgets a pod that is over.
     pub fn forget(&mut self, pod: &PodUid) {
         self.asked_at.remove(pod);
+        self.foresight.forget(pod);
         self.reporter.forget(pod);
     }
 
@@ -129,10 +178,13 @@ impl Hands {
 
     fn letter(&self, step: &Step, workload: &Workload) -> Option<Letter> {
         let Action::Report { pod, report, to } = &step.action else { return None };
+        let outlook = self.outlooks.get(&pod.uid).copied();
+        let outlook = outlook.filter(|outlook| outlook.of != Save::AtNotice);
         let weight = match step.reason {
             Reason::Progress => Weight::Progress,
             Reason::Interrupted
             | Reason::Advised
+            | Reason::Background
             | Reason::Ending
             | Reason::Tightened
             | Reason::HandedOver
@@ -150,6 +202,8 @@ impl Hands {
             mode: workload.mode,
             asked_at: self.asked_at.get(&pod.uid).copied(),
             report: report.clone(),
+            outlook,
+            stall: workload.stall,
             to: *to,
             weight,
         })

@@ -14,6 +14,8 @@ use lifeboat_domain::ids::NodeName;
 use lifeboat_domain::ids::PodRef;
 use lifeboat_domain::ids::PodUid;
 use lifeboat_domain::node::facts::Told;
+use lifeboat_domain::node::outlook;
+use lifeboat_domain::node::outlook::Outlook;
 use lifeboat_domain::node::plan;
 use lifeboat_domain::signal::Signal;
 use lifeboat_domain::signal::SignalKey;
@@ -38,6 +40,7 @@ use crate::crd::convert;
 use crate::crd::node_interruption::Save;
 use crate::crd::node_interruption::SaveState;
 use crate::crd::node_interruption::Workload;
+use crate::crd::workload_checkpoint;
 use crate::crd::workload_checkpoint::Newest;
 use crate::error::Chain;
 use crate::error::Classify;
@@ -54,6 +57,9 @@ const BY: &str = "agent";
 
 /// Field manager of `WorkloadCheckpoint.status.newest`.
 const NEWEST_MANAGER: &str = "lifeboat-agent-newest";
+
+/// Field manager of `WorkloadCheckpoint.status.outlook`.
+const OUTLOOK_MANAGER: &str = "lifeboat-agent-outlook";
 
 /// What others are told, and were told.
 #[derive(Debug, Clone)]
@@ -91,6 +97,10 @@ pub struct Letter {
     pub asked_at: Option<Timestamp>,
     /// What is told.
     pub report: Report,
+    /// What is to be expected of its save.
+    pub outlook: Option<Outlook>,
+    /// How long it stood still for the last save after which it went on.
+    pub stall: Option<Duration>,
     /// Whom.
     pub to: plan::Records,
     /// Whether it can be dropped for one that matters more.
@@ -114,11 +124,22 @@ struct End {
     stored: Stored,
 }
 
+/// Whether a workload could be saved if its node were interrupted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Forecast {
+    pod: PodRef,
+    job_key: JobKey,
+    outlook: Outlook,
+    at: Timestamp,
+}
+
 #[derive(Debug, Default)]
 struct Desk {
     waiting: BTreeMap<PodUid, Letter>,
     told: BTreeMap<PodUid, (Report, Timestamp)>,
     newest: BTreeMap<PodUid, Stored>,
+    /// What would come of an interruption, by the pod, and whether that was written.
+    forecasts: BTreeMap<PodUid, (Forecast, bool)>,
     /// Whose work is done, by its index, and whether that was written.
     finished: BTreeMap<PodUid, (End, bool)>,
     recorded: BTreeSet<SignalKey>,
@@ -134,10 +155,21 @@ impl Reporter {
     /// Puts a letter on the desk, over the last one about the same pod.
     pub fn tell(&self, letter: Letter) {
         let mut desk = self.desk();
-        if desk.waiting.get(&letter.pod.uid) != Some(&letter) {
-            desk.waiting.insert(letter.pod.uid.clone(), letter);
+        // An estimate alone is no reason to write.
+        let waits = desk.waiting.get(&letter.pod.uid);
+        let known = waits.map(|waits| Letter { outlook: letter.outlook, ..waits.clone() });
+        let is_news = known.as_ref() != Some(&letter);
+        desk.waiting.insert(letter.pod.uid.clone(), letter);
+        if is_news {
             self.wanted.ring();
         }
+    }
+
+    /// Puts on the desk whether a pod's workload could be saved if the node were interrupted.
+    pub fn foretell(&self, pod: &PodRef, job_key: &JobKey, outlook: Outlook, at: Timestamp) {
+        let forecast = Forecast { pod: pod.clone(), job_key: job_key.clone(), outlook, at };
+        self.desk().forecasts.insert(pod.uid.clone(), (forecast, false));
+        self.wanted.ring();
     }
 
     /// Puts on the desk that the work of a pod's job key is done; once is enough.
@@ -163,6 +195,7 @@ impl Reporter {
         let mut desk = self.desk();
         desk.told.remove(pod);
         desk.newest.remove(pod);
+        desk.forecasts.remove(pod);
         desk.finished.remove(pod);
     }
 
@@ -219,10 +252,22 @@ impl Reporter {
             }
             return Some(answer);
         }
-        let letter = self.take()?;
+        let Some(letter) = self.take() else { return self.forecast(post).await };
         let answer = write(post, &letter, self.newest(&letter)).await;
         self.put_away(letter, answer.is_ok(), post.clock.now());
         self.done.ring();
+        Some(answer)
+    }
+
+    /// The next forecast, once there is nothing that matters more.
+    async fn forecast(&self, post: &Post) -> Option<Result<(), ClusterError>> {
+        let next = self.desk().forecasts.values().find(|(_, told)| !told).cloned();
+        let (forecast, _) = next?;
+        let answer = write_forecast(post, &forecast).await;
+        let mut desk = self.desk();
+        if let Some((known, told)) = desk.forecasts.get_mut(&forecast.pod.uid) {
+            *told = answer.is_ok() && *known == forecast;
+        }
         Some(answer)
     }
 
@@ -293,7 +338,13 @@ impl Reporter {
 async fn write(post: &Post, letter: &Letter, newest: Option<Stored>) -> Result<(), ClusterError> {
     if let (Some(stored), Some(key)) = (newest, &letter.job_key) {
         let index = (letter.pod.namespace.as_str(), key.as_str());
-        let newest = newest_of(post, &letter.pod, stored);
+        let insured = letter.report.insurance == Some(stored);
+        let stall = letter.stall.filter(|_| insured);
+        let newest = Newest {
+            stall_milliseconds: stall
+                .map(|stall| u64::try_from(stall.as_millis()).unwrap_or(u64::MAX)),
+            ..newest_of(post, &letter.pod, stored)
+        };
         checkpoints::record_newest(&post.cluster, index, NEWEST_MANAGER, (&newest, None)).await?;
     }
     match letter.to {
@@ -309,6 +360,23 @@ async fn write_end(post: &Post, end: &End) -> Result<(), ClusterError> {
     checkpoints::record_newest(&post.cluster, index, NEWEST_MANAGER, (&newest, Some(true))).await
 }
 
+async fn write_forecast(post: &Post, forecast: &Forecast) -> Result<(), ClusterError> {
+    let (pod, outlook) = (&forecast.pod, &forecast.outlook);
+    let index = (pod.namespace.as_str(), forecast.job_key.as_str());
+    let told = workload_checkpoint::Outlook {
+        fits: !outlook.is_too_late(),
+        pod: pod.name.to_string(),
+        node: post.node.to_string(),
+        at: forecast.at,
+        bytes: outlook.bytes,
+        window: outlook::WINDOW.as_secs(),
+        needed: outlook.eta.as_secs(),
+        bytes_per_second: outlook.rate.bytes_per_second,
+        by: outlook.rate.basis.label().to_owned(),
+    };
+    checkpoints::record_outlook(&post.cluster, index, OUTLOOK_MANAGER, &told).await
+}
+
 fn newest_of(post: &Post, pod: &PodRef, stored: Stored) -> Newest {
     Newest {
         epoch: stored.epoch.0,
@@ -317,6 +385,7 @@ fn newest_of(post: &Post, pod: &PodRef, stored: Stored) -> Newest {
         durable_at: stored.at,
         pod_uid: pod.uid.to_string(),
         node: post.node.to_string(),
+        stall_milliseconds: None,
     }
 }
 
@@ -325,7 +394,9 @@ async fn index(post: &Post, letter: &Letter) -> Result<(), ClusterError> {
     let save = convert::save_to_wire(&letter.report.checkpoint, letter.asked_at);
     let save = save.filter(|save| save.state != SaveState::Idle);
     let (Some(save), Some(key)) = (save, &letter.job_key) else { return Ok(()) };
-    let save = Save { told_at: Some(post.clock.now()), ..save };
+    let now = post.clock.now();
+    let expected = letter.outlook.map(|outlook| convert::expected_to_wire(&outlook, now));
+    let save = Save { told_at: Some(now), expected, ..save };
     let (namespace, uid) = (letter.pod.namespace.as_str(), letter.pod.uid.as_str());
     let manager = format!("lifeboat-{BY}-{uid}");
     checkpoints::record_save(&post.cluster, (namespace, key.as_str()), &manager, (uid, &save)).await
@@ -348,6 +419,9 @@ async fn interruption(post: &Post, letter: &Letter) -> Result<(), ClusterError> 
         drain: None,
     };
     convert::report_to_wire(&letter.report, letter.asked_at, &mut part);
+    if let (Some(save), Some(outlook)) = (&mut part.save, &letter.outlook) {
+        save.expected = Some(convert::expected_to_wire(outlook, post.clock.now()));
+    }
     let uid = letter.pod.uid.as_str();
     if matches!(letter.report.checkpoint, Checkpoint::Idle | Checkpoint::Unknown) {
         let row = interruptions::read(&post.cluster, &instance, REQUEST_MAX).await?;

@@ -22,7 +22,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use lifeboat_domain::budget;
 use lifeboat_domain::budget::Rate;
 use lifeboat_domain::ids::JobKey;
 use lifeboat_domain::ids::PodRef;
@@ -32,6 +31,7 @@ use lifeboat_domain::node::facts::Asked;
 use lifeboat_domain::node::facts::Quiet;
 use lifeboat_domain::node::facts::Restore;
 use lifeboat_domain::node::facts::Session;
+use lifeboat_domain::node::outlook::Outlook;
 use lifeboat_domain::node::plan::Notice;
 use lifeboat_domain::workload::Checkpoint;
 use lifeboat_domain::workload::Proof;
@@ -116,6 +116,13 @@ pub struct Known {
     pub finished: Option<(JobKey, Stored)>,
     /// How many bytes a save of it takes.
     pub size: Option<u64>,
+    /// How long a step of it takes, if it counts steps and said so.
+    pub step_time: Option<Duration>,
+    /// How long it stood still for the last save after which it went on.
+    pub stall: Option<Duration>,
+    /// When it was last saved, or that was tried, or since when it runs; none if its state cannot
+    /// be taken in the background, or nobody knows that it can.
+    pub background_since: Option<Timestamp>,
     /// Whether it does anything.
     pub quiet: Quiet,
     /// When its SDK saw SIGTERM.
@@ -185,6 +192,7 @@ enum Order {
     Ask(PodUid, Notice),
     Save(PodUid),
     CallOff(PodUid),
+    Expect(PodUid, Outlook),
     AllowRestore(PodUid, Proof),
 }
 
@@ -276,6 +284,11 @@ impl Workloads {
         self.order(Order::CallOff(uid.clone()));
     }
 
+    /// Tells a workload what is to be expected of its save.
+    pub fn expect(&self, uid: &PodUid, outlook: Outlook) {
+        self.order(Order::Expect(uid.clone(), outlook));
+    }
+
     /// Lets the `restore()` of a pod return: its predecessor has ended.
     pub fn allow_restore(&self, uid: &PodUid, proof: Proof) {
         self.order(Order::AllowRestore(uid.clone(), proof));
@@ -286,7 +299,7 @@ impl Workloads {
         let mut known = self.known.borrow().as_ref().clone();
         for one in &mut known {
             if let Checkpoint::Saving { stored, total, .. } = &mut one.checkpoint
-                && let Some(moved) = self.scheduler.moved(&one.pod.uid, Direction::Save)
+                && let Some(moved) = self.scheduler.moved(&one.pod.uid, Direction::is_save)
             {
                 (*stored, *total) = (moved.done, Some(moved.total));
             }
@@ -307,11 +320,6 @@ impl Workloads {
     /// How fast the node stores.
     pub fn rate(&self) -> Rate {
         self.scheduler.rate()
-    }
-
-    /// What to expect of every save under way.
-    pub fn outlook(&self, now: Timestamp) -> Vec<budget::Turn> {
-        self.scheduler.outlook(now)
     }
 
     /// Returns when something other than the number of stored bytes has changed since this handle

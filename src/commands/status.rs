@@ -18,8 +18,10 @@ use crate::commands::table::or_dash;
 use crate::commands::table::since;
 use crate::commands::table::span;
 use crate::crd::node_interruption::NodeInterruption;
+use crate::crd::node_interruption::Save;
 use crate::crd::node_interruption::SaveState;
 use crate::crd::node_interruption::Workload;
+use crate::crd::workload_checkpoint::Outlook;
 use crate::crd::workload_checkpoint::WorkloadCheckpoint;
 
 /// Everything that we have recorded.
@@ -91,14 +93,17 @@ fn interruption(record: &NodeInterruption, now: Timestamp) -> String {
         format!("{durable} of {count}"),
         or_dash(status.bytes.map(bytes)),
     ]);
-    format!("{}{}", head.render(), workloads(&status.workloads, notice))
+    format!("{}{}", head.render(), workloads(&status.workloads, (notice, status.deadline)))
 }
 
-fn workloads(workloads: &BTreeMap<String, Workload>, notice: Option<Timestamp>) -> String {
+fn workloads(
+    workloads: &BTreeMap<String, Workload>,
+    (notice, deadline): (Option<Timestamp>, Option<Timestamp>),
+) -> String {
     if workloads.is_empty() {
         return String::new();
     }
-    let heading = ["POD", "MODE", "SAVE", "STEP", "BYTES", "DURABLE", "ENDED", "RELEASED"];
+    let heading = ["POD", "MODE", "SAVE", "STEP", "BYTES", "DURABLE", "SPARE", "ENDED", "RELEASED"];
     let mut table = Table::new("  ", &heading);
     for workload in workloads.values() {
         let save = workload.save.as_ref();
@@ -112,7 +117,8 @@ fn workloads(workloads: &BTreeMap<String, Workload>, notice: Option<Timestamp>) 
             or_dash(save.map(|save| save.state)),
             or_dash(save.and_then(|save| save.step)),
             or_dash(save.and_then(|save| save.bytes).map(bytes)),
-            since(notice, save.and_then(|save| save.durable_at)),
+            durable(notice, save),
+            or_dash(save.and_then(|save| spare(save, deadline))),
             or_dash(ended),
             since(notice, released),
         ]);
@@ -120,15 +126,37 @@ fn workloads(workloads: &BTreeMap<String, Workload>, notice: Option<Timestamp>) 
     table.render()
 }
 
+/// When it was stored, or when it is expected to be.
+fn durable(notice: Option<Timestamp>, save: Option<&Save>) -> String {
+    let expected = save.and_then(|save| save.expected.as_ref());
+    match (save.and_then(|save| save.durable_at), expected) {
+        (None, Some(expected)) => format!("~ {}", since(notice, Some(expected.at))),
+        (durable_at, _) => since(notice, durable_at),
+    }
+}
+
+/// What was left when it was stored, or what is expected to be, and by which rate.
+fn spare(save: &Save, deadline: Option<Timestamp>) -> Option<String> {
+    if let (Some(durable_at), Some(deadline)) = (save.durable_at, deadline) {
+        return Some(span(Deadline::new(deadline).left(durable_at)));
+    }
+    let expected = save.expected.as_ref()?;
+    let margin = expected.margin.as_ref()?;
+    let rate = u128::from(expected.bytes_per_second) * 10 / 125_000_000;
+    Some(format!("{margin} at {}.{} Gbit/s ({})", rate / 10, rate % 10, expected.by))
+}
+
 fn checkpoints(indexes: &[WorkloadCheckpoint], now: Timestamp) -> String {
     if indexes.is_empty() {
         return "no checkpoints\n".to_owned();
     }
-    let mut table =
-        Table::new("", &["NAMESPACE", "KEY", "EPOCH", "STEP", "BYTES", "SAVED", "STATE"]);
+    let mut table = Table::new(
+        "",
+        &["NAMESPACE", "KEY", "EPOCH", "STEP", "BYTES", "SAVED", "STALL", "STATE", "AT RISK"],
+    );
     for index in indexes {
         let status = index.status.clone().unwrap_or_default();
-        let newest = status.newest.as_ref();
+        let (newest, finished) = (status.newest.as_ref(), status.finished == Some(true));
         table.add([
             index.namespace().unwrap_or_default(),
             index.spec.job_key.clone(),
@@ -136,10 +164,24 @@ fn checkpoints(indexes: &[WorkloadCheckpoint], now: Timestamp) -> String {
             or_dash(newest.and_then(|newest| newest.step)),
             or_dash(newest.map(|newest| bytes(newest.bytes))),
             or_dash(newest.map(|newest| ago(newest.durable_at, now))),
-            if status.finished == Some(true) { "finished" } else { "open" }.to_owned(),
+            or_dash(newest.and_then(|newest| newest.stall_milliseconds).map(stall)),
+            if finished { "finished" } else { "open" }.to_owned(),
+            or_dash(status.outlook.as_ref().filter(|_| !finished).and_then(at_risk)),
         ]);
     }
     table.render()
+}
+
+/// How long a workload stood still for a save.
+fn stall(milliseconds: u64) -> String {
+    format!("{}.{} s", milliseconds / 1000, milliseconds % 1000 / 100)
+}
+
+/// Why a state could not be saved if its node were interrupted; nothing if it could.
+fn at_risk(outlook: &Outlook) -> Option<String> {
+    let Outlook { fits, needed, window, by, .. } = outlook;
+    let size = bytes(outlook.bytes);
+    (!fits).then(|| format!("{size} need {needed} s, a notice leaves {window} s ({by} rate)"))
 }
 
 /// T0: the earliest signal that names a deadline, or the earliest of all.
@@ -183,7 +225,26 @@ mod tests {
                             "decided": at(39), "by": "Evict", "reason": "Durable", "grace": 15,
                         },
                     },
-                    "u-2": {"namespace": "team", "pod": "train-1", "save": {"state": "Saving"}},
+                    "u-2": {
+                        "namespace": "team", "pod": "train-1",
+                        "save": {
+                            "state": "Saving", "bytes": 1 << 28, "ofBytes": 1_u64 << 31,
+                            "expected": {
+                                "at": "2026-11-22T12:01:10Z", "margin": "50s",
+                                "bytesPerSecond": 312_500_000, "by": "measured",
+                            },
+                        },
+                    },
+                    "u-3": {
+                        "namespace": "team", "pod": "train-2",
+                        "save": {
+                            "state": "Asked",
+                            "expected": {
+                                "at": "2026-11-22T12:03:10Z", "margin": "will not fit",
+                                "bytesPerSecond": 312_500_000, "by": "baseline",
+                            },
+                        },
+                    },
                 },
             },
         }))
@@ -196,14 +257,42 @@ mod tests {
         let now = "2026-11-22T12:00:40Z".parse().unwrap();
         let expected = "\
 INSTANCE  NODE   PHASE     HEARD     TIME       SAVED   BYTES
-i-1       gpu-1  Draining  40 s ago  80 s left  1 of 2  512.0 MiB
-  POD           MODE  SAVE     STEP  BYTES      DURABLE  ENDED                 RELEASED
-  team/train-0  sdk   Durable  8412  512.0 MiB  T+38 s   Evict T+39 s Durable  -
-  team/train-1  -     Saving   -     -          -        -                     -
+i-1       gpu-1  Draining  40 s ago  80 s left  1 of 3  512.0 MiB
+  POD           MODE  SAVE     STEP  BYTES      DURABLE    SPARE                                  ENDED                 RELEASED
+  team/train-0  sdk   Durable  8412  512.0 MiB  T+38 s     82 s                                   Evict T+39 s Durable  -
+  team/train-1  -     Saving   -     256.0 MiB  ~ T+70 s   50s at 2.5 Gbit/s (measured)           -                     -
+  team/train-2  -     Asked    -     -          ~ T+190 s  will not fit at 2.5 Gbit/s (baseline)  -                     -
 
 no checkpoints
 ";
         assert_eq!(table(&status, now), expected);
+    }
+
+    #[test]
+    fn whoever_could_not_be_saved_at_a_notice_stands_out() {
+        let index = |name: &str, fits: bool| -> WorkloadCheckpoint {
+            serde_json::from_value(json!({
+                "apiVersion": "lifeboat.dev/v1alpha1",
+                "kind": "WorkloadCheckpoint",
+                "metadata": {"name": name, "namespace": "team"},
+                "spec": {"jobKey": name},
+                "status": {"outlook": {
+                    "fits": fits, "pod": "train-0", "node": "gpu-1", "at": "2026-11-22T12:00:00Z",
+                    "bytes": 60_u64 << 30, "window": 115, "needed": 242,
+                    "bytesPerSecond": 312_500_000, "by": "baseline",
+                }},
+            }))
+            .unwrap()
+        };
+        let checkpoints = vec![index("large", false), index("small", true)];
+        let status = Status { interruptions: Vec::new(), checkpoints };
+        let expected = "\
+no interruptions
+NAMESPACE  KEY    EPOCH  STEP  BYTES  SAVED  STALL  STATE  AT RISK
+team       large  -      -     -      -      -      open   60.0 GiB need 242 s, a notice leaves 115 s (baseline rate)
+team       small  -      -     -      -      -      open   -
+";
+        assert_eq!(table(&status, Timestamp::UNIX_EPOCH), expected);
     }
 
     #[test]

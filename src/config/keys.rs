@@ -6,7 +6,9 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use lifeboat_domain::budget;
 use lifeboat_domain::policy::Asked;
+use lifeboat_domain::policy::BackgroundPolicy;
 use lifeboat_domain::policy::DrainPolicy;
 use lifeboat_domain::policy::KarpenterMode;
 use lifeboat_domain::policy::OnDemand;
@@ -37,6 +39,7 @@ use super::Store;
 use super::read::Key;
 use super::read::Preset;
 use super::read::Reader;
+use super::read::bandwidth;
 use super::read::bytes_within;
 use super::read::label;
 use super::read::url;
@@ -59,11 +62,18 @@ const HOLDS: [(&str, Hold); 2] = [("always", Hold::Always), ("on-signal", Hold::
 const OTHERS: [(&str, Others); 2] = [("false", Others::Leave), ("true", Others::Drain)];
 const ASKED: [(&str, Asked); 2] = [("false", Asked::Never), ("true", Asked::ByUs)];
 const ON_DEMAND: [(&str, OnDemand); 2] = [("false", OnDemand::Never), ("true", OnDemand::Last)];
+const SWITCH: [(&str, Switch); 2] = [("false", Switch::Off), ("true", Switch::On)];
 const PREPARE: [(&str, Prepare); 3] = [
     ("nothing", Prepare::Nothing),
     ("node", Prepare::Node),
     ("node-and-save", Prepare::NodeAndSave),
 ];
+
+#[derive(Clone, Copy)]
+enum Switch {
+    Off,
+    On,
+}
 
 const KEYS: &[Key] = &[
     needed(
@@ -135,7 +145,11 @@ const KEYS: &[Key] = &[
         "a size, 1MiB to 64GiB",
         "Bytes read and not yet stored, at most.",
     ),
-    key("store.connections", "8", "a number, 1 to 256", "Requests to the bucket at a time."),
+    absent(
+        "store.connections",
+        "a number, 1 to 256",
+        "Requests to the bucket at a time. Without it, one for each 0.4 Gbit/s of the node's network (the figure that AWS's own client plans with), 10 to 250; fewer while the bucket says \"slow down\". `store.inFlight` bounds them too: a request carries one `store.chunk`.",
+    ),
     key(
         "karpenter.mode",
         "beside",
@@ -234,6 +248,18 @@ const KEYS: &[Key] = &[
         "When all that is taken back, if no notice follows.",
     ),
     key(
+        "background.enabled",
+        "false",
+        "`true` or `false`",
+        "Whether work is also saved while nothing is wrong: folders, ports, and workloads of the SDK whose state lies in files. Below half of `agent.bandwidth`. Whoever passes memory through the ring is left alone: it would stand still for as long as the upload takes.",
+    ),
+    key(
+        "background.every",
+        "10m",
+        "a duration, 10m to 24h",
+        "How long after the last save, at least. Never sooner than 50 times as long as the work stood still for that.",
+    ),
+    key(
         "lease.duration",
         "15s",
         "a duration, 3s to 5m",
@@ -257,6 +283,11 @@ const KEYS: &[Key] = &[
         what: "The node that the agent runs on, from the downward API.",
     },
     key("agent.hostRoot", "/", "an absolute path", "What all host paths begin with."),
+    absent(
+        "agent.bandwidth",
+        "a bandwidth, 100Mbit to 6400Gbit",
+        "What the node's network carries at its baseline, as EC2 lists it for the instance type. Before anything is measured, saves are reckoned by it. Without it, by 2.5Gbit: the least that a node with a GPU has.",
+    ),
     key(
         "agent.ringBudget",
         "1GiB",
@@ -328,6 +359,7 @@ pub(super) fn load(program: Program, sources: &Sources) -> Result<Config, Faults
     if reader.faults.is_empty() {
         reader.faults.extend(rules_of_domain(&config));
     }
+    reader.warnings.extend(crowded(&config));
     if reader.faults.is_empty() {
         Ok(Config { warnings: reader.warnings, ..config })
     } else {
@@ -391,7 +423,7 @@ fn store(reader: &mut Reader, region: &str) -> Store {
         region: reader.optional("store.region", label).unwrap_or_else(|| region.to_owned()),
         chunk: reader.value("store.chunk", MIB, bytes_within(MIB, 64 * MIB)),
         in_flight: reader.value("store.inFlight", 64 * GIB, bytes_within(MIB, 64 * GIB)),
-        connections: reader.value("store.connections", 1, number(1, 256)),
+        connections: reader.optional("store.connections", number(1, 256)),
     }
 }
 
@@ -403,6 +435,15 @@ fn policy(reader: &mut Reader) -> Policy {
         drain: drain(reader),
         replacement: replacement(reader),
         rebalance: rebalance(reader),
+        background: background(reader),
+    }
+}
+
+fn background(reader: &mut Reader) -> BackgroundPolicy {
+    let every = reader.value("background.every", NOTICE, within("10m", "24h"));
+    match choice(reader, "background.enabled", &SWITCH) {
+        Switch::Off => BackgroundPolicy::Never,
+        Switch::On => BackgroundPolicy::Every { pause: every },
     }
 }
 
@@ -448,6 +489,7 @@ fn agent(reader: &mut Reader) -> Agent {
     Agent {
         node_name: reader.value("agent.nodeName", String::new(), word),
         host_root: reader.value("agent.hostRoot", PathBuf::new(), absolute),
+        bandwidth: reader.optional("agent.bandwidth", bandwidth),
         ring_budget: reader.value("agent.ringBudget", u64::MAX, bytes_within(MIB, 1024 * GIB)),
         slot: reader.value("agent.slot", 0, bytes_within(64 << 10, GIB)),
         imds_endpoint: reader.value("agent.imdsEndpoint", String::new(), url),
@@ -527,6 +569,21 @@ fn in_flight(config: &Config) -> Option<Fault> {
         value: format!("{}MiB", in_flight / MIB),
         beside: format!("`store.chunk` {}MiB", chunk / MIB),
         allowed: "at least one chunk".to_owned(),
+    })
+}
+
+/// The requests that the node's network takes do not fit the bytes on their way.
+fn crowded(config: &Config) -> Option<String> {
+    let Store { chunk, in_flight, connections, .. } = config.store;
+    let planned = budget::connections(config.agent.bandwidth?);
+    let room = in_flight / chunk.max(1);
+    (connections.is_none() && room < planned as u64).then(|| {
+        format!(
+            "`agent.bandwidth` takes {planned} requests to the bucket at a time; `store.inFlight` \
+             {}MiB has room for {room}. Give it {}MiB, and the agent as much more memory.",
+            in_flight / MIB,
+            planned as u64 * chunk / MIB
+        )
     })
 }
 

@@ -298,6 +298,22 @@ pub(super) fn bytes_within(least: u64, most: u64) -> impl FnOnce(&str) -> Option
     move |text| bytes(text).filter(|value| (least..=most).contains(value))
 }
 
+/// A bandwidth like `2.5Gbit` in a second, as bytes in a second: 100 Mbit to 6400 Gbit.
+pub(super) fn bandwidth(text: &str) -> Option<u64> {
+    let units = [("Gbit", 1_000_000), ("Mbit", 1_000)];
+    let (number, thousands) =
+        units.iter().find_map(|(unit, factor)| Some((text.strip_suffix(unit)?, *factor)))?;
+    let (whole, part) = number.split_once('.').unwrap_or((number, "0"));
+    let digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    if !digits(whole) || !digits(part) || whole.len() > 9 || part.len() > 3 {
+        return None;
+    }
+    let whole: u64 = whole.parse().ok()?;
+    let part: u64 = format!("{part:0<3}").parse().ok()?;
+    let bits = (whole * 1000 + part) * thousands;
+    (100_000_000..=6_400_000_000_000).contains(&bits).then_some(bits / 8)
+}
+
 /// An address with its scheme, and neither user nor password.
 pub(super) fn url(text: &str) -> Option<String> {
     let uri: http::Uri = text.parse().ok()?;

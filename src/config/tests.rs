@@ -72,7 +72,7 @@ fn every_fault_is_named_at_once() {
         &[
             "`drian.margin` is not a key (file); allowed: `cluster`, `region`, `account`, `mode`, \
              `namespace`, `nodes`, `kubernetes`, `queue`, `store`, `karpenter`, `hold`, `drain`, \
-             `replacement`, `rebalance`, `lease`, `agent`, `admin`, `log`",
+             `replacement`, `rebalance`, `background`, `lease`, `agent`, `admin`, `log`",
             "`region` is not set; allowed: an AWS region, like `eu-central-1`. Set it in the file \
              or as LIFEBOAT_REGION",
             "`queue.url` is not set; allowed: the URL of an SQS queue. Set it in the file or as \
@@ -131,4 +131,31 @@ fn a_file_that_is_no_toml_is_one_fault_among_the_others() {
 fn a_variable_that_sets_no_key_is_a_warning() {
     let config = load(LEAST, &[("LIFEBOAT_PORT", "tcp://10.0.0.1:80")], &[]).unwrap();
     assert_eq!(config.warnings, ["variable LIFEBOAT_PORT sets no key"]);
+}
+
+#[test]
+fn a_bandwidth_is_written_with_its_unit() {
+    let with = |text: &str| {
+        let file = LEAST.replace("[agent]", &format!("[agent]\nbandwidth = \"{text}\""));
+        load(&file, &[], &[]).map(|config| config.agent.bandwidth)
+    };
+    assert_eq!(with("2.5Gbit").unwrap(), Some(312_500_000));
+    assert_eq!(with("800Mbit").unwrap(), Some(100_000_000));
+    for refused in ["10", "10Gb", "0Gbit", "-1Gbit", "9999999Gbit", ".5Gbit", "1.Gbit", "1e3Mbit"] {
+        assert!(with(refused).is_err(), "{refused}");
+    }
+    assert_eq!(load(LEAST, &[], &[]).unwrap().agent.bandwidth, None);
+}
+
+#[test]
+fn a_network_that_takes_more_requests_than_there_is_room_for_is_warned_of() {
+    let warnings = |more: &str| {
+        let file = LEAST.replace("[agent]", &format!("{more}\n[agent]\nbandwidth = \"25Gbit\""));
+        load(&file, &[], &[]).unwrap().warnings
+    };
+    let expected = "`agent.bandwidth` takes 63 requests to the bucket at a time; `store.inFlight` \
+                    256MiB has room for 8. Give it 2016MiB, and the agent as much more memory.";
+    assert_eq!(warnings(""), [expected]);
+    assert_eq!(warnings("inFlight = \"2GiB\""), [""; 0]);
+    assert_eq!(warnings("connections = 8"), [""; 0]);
 }

@@ -4,11 +4,14 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
+use lifeboat_domain::budget::Fit;
 use lifeboat_domain::deadline::Deadline;
+use lifeboat_domain::deadline::later;
 use lifeboat_domain::gpu::Release as Released;
 use lifeboat_domain::gpu::Slice;
 use lifeboat_domain::ids::Epoch;
 use lifeboat_domain::ids::Step;
+use lifeboat_domain::node::outlook::Outlook;
 use lifeboat_domain::signal;
 use lifeboat_domain::signal::InstanceState;
 use lifeboat_domain::signal::Kind;
@@ -24,12 +27,16 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use serde_json::json;
 
+use super::node_interruption::Expected;
 use super::node_interruption::HeldSlice;
 use super::node_interruption::Release;
 use super::node_interruption::Save;
 use super::node_interruption::SaveState;
 use super::node_interruption::Signal;
 use super::node_interruption::Workload;
+
+/// What stands in the place of a margin where there is none.
+pub const WILL_NOT_FIT: &str = "will not fit";
 
 /// A signal as it is written.
 pub fn signal_to_wire(signal: &signal::Signal) -> Signal {
@@ -126,6 +133,21 @@ pub fn save_to_wire(checkpoint: &Checkpoint, asked_at: Option<Timestamp>) -> Opt
             Save { state: SaveState::Failed, error: Some(why.label().to_owned()), ..empty }
         }
     })
+}
+
+/// What is to be expected of a save, as it is written.
+pub fn expected_to_wire(outlook: &Outlook, now: Timestamp) -> Expected {
+    let margin = match outlook.fit {
+        Fit::Fits { margin } => Some(format!("{}s", margin.as_secs())),
+        Fit::WillNotFit => Some(WILL_NOT_FIT.to_owned()),
+        Fit::Unknown => None,
+    };
+    Expected {
+        at: later(now, outlook.eta),
+        margin,
+        bytes_per_second: outlook.rate.bytes_per_second,
+        by: outlook.rate.basis.label().to_owned(),
+    }
 }
 
 /// How far a save is, as it was written.
@@ -236,6 +258,7 @@ impl Save {
             of_bytes: None,
             started_at: None,
             durable_at: None,
+            expected: None,
             error: None,
             told_at: None,
         }

@@ -250,6 +250,9 @@ pub struct Save {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<Time>")]
     pub durable_at: Option<Timestamp>,
+    /// What is to be expected of it, while it is under way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expected: Option<Expected>,
     /// Why it failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 1024))]
@@ -258,6 +261,26 @@ pub struct Save {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<Time>")]
     pub told_at: Option<Timestamp>,
+}
+
+/// What is to be expected of a save: an estimate, and by what it was made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Expected {
+    /// When it will be stored.
+    #[schemars(with = "Time")]
+    pub at: Timestamp,
+    /// What will be left then, like `82s`, or `will not fit`; absent where there is no deadline.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 63))]
+    pub margin: Option<String>,
+    /// Bytes stored in a second.
+    #[schemars(with = "Count")]
+    pub bytes_per_second: u64,
+    /// How that rate is known: `measured`, `configured`, or `baseline`, which is what the smallest
+    /// node has.
+    #[schemars(length(max = 63))]
+    pub by: String,
 }
 
 /// A part of a GPU that a pod holds.

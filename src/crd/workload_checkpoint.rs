@@ -38,6 +38,12 @@ use super::schema::open_enum;
     printcolumn(name = "Step", type_ = "integer", json_path = ".status.newest.step"),
     printcolumn(name = "Bytes", type_ = "integer", json_path = ".status.newest.bytes"),
     printcolumn(name = "Durable", type_ = "date", json_path = ".status.newest.durableAt"),
+    printcolumn(
+        name = "Fits",
+        type_ = "boolean",
+        json_path = ".status.outlook.fits",
+        priority = "1"
+    ),
     printcolumn(name = "Finished", type_ = "boolean", json_path = ".status.finished"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
@@ -49,7 +55,8 @@ pub struct WorkloadCheckpointSpec {
     pub job_key: String,
 }
 
-/// What is saved, and who has ended. `newest` and `saves` are the agent's, `ended` the controller's.
+/// What is saved, and who has ended. `newest`, `saves` and `outlook` are the agent's, `ended` the
+/// controller's.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct WorkloadCheckpointStatus {
@@ -69,6 +76,43 @@ pub struct WorkloadCheckpointStatus {
     /// Whether the work is done, so that nothing is restored.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub finished: Option<bool>,
+    /// That its state could not be saved if its node were interrupted, or could again; absent where
+    /// nothing was ever amiss.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outlook: Option<Outlook>,
+}
+
+/// Whether a state could be saved if its node were interrupted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Outlook {
+    /// Whether it could.
+    pub fits: bool,
+    /// The pod.
+    #[schemars(length(max = 253))]
+    pub pod: String,
+    /// Its node, whose network and other workloads count.
+    #[schemars(length(max = 253))]
+    pub node: String,
+    /// When that was found.
+    #[schemars(with = "Time")]
+    pub at: Timestamp,
+    /// Bytes to store.
+    #[schemars(with = "Count")]
+    pub bytes: u64,
+    /// How long a notice would leave, in seconds.
+    #[schemars(with = "Count")]
+    pub window: u64,
+    /// How long its step and all that is stored before it would take, and it itself, in seconds.
+    #[schemars(with = "Count")]
+    pub needed: u64,
+    /// Bytes stored in a second.
+    #[schemars(with = "Count")]
+    pub bytes_per_second: u64,
+    /// How that rate is known: `measured`, `configured`, or `baseline`, which is what the smallest
+    /// node has.
+    #[schemars(length(max = 63))]
+    pub by: String,
 }
 
 /// The newest committed manifest.
@@ -95,6 +139,10 @@ pub struct Newest {
     /// The node it was on.
     #[schemars(length(max = 253))]
     pub node: String,
+    /// How long it stood still for it, where it went on afterwards.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<Count>")]
+    pub stall_milliseconds: Option<u64>,
 }
 
 open_enum! {

@@ -14,6 +14,7 @@ use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use lifeboat_checkpoint::chunk::CHUNK_MAX;
 use lifeboat_checkpoint::chunk::Chunk;
+use lifeboat_checkpoint::chunk::Content;
 use lifeboat_checkpoint::chunk::Digest;
 use lifeboat_checkpoint::manifest::FORMAT;
 use lifeboat_checkpoint::manifest::Holder;
@@ -33,11 +34,13 @@ use crate::adapters::folder::stamp_of;
 use crate::adapters::store::StoreError;
 use crate::clock::Clock;
 use crate::data::buffers::Buffers;
+use crate::data::handed::Handed;
 use crate::data::history::History;
 use crate::data::history::HistoryError;
 use crate::data::history::Written;
+use crate::data::holes::is_hole;
+use crate::data::holes::read_around_holes;
 use crate::data::ring::Ring;
-use crate::data::ring::read_exact_at;
 use crate::data::scheduler::Lane;
 use crate::error::Class;
 use crate::error::Classify;
@@ -125,7 +128,7 @@ pub enum Source {
     /// In a file or region of the workload's own, from there on.
     File {
         /// Its descriptor.
-        file: Arc<OwnedFd>,
+        file: Arc<Handed>,
         /// Where the part begins in it.
         from: u64,
     },
@@ -150,7 +153,7 @@ pub struct StillFile {
 #[derive(Clone, Debug)]
 pub struct Segment {
     /// Its descriptor.
-    pub file: Arc<OwnedFd>,
+    pub file: Arc<Handed>,
     /// Where they begin in it.
     pub from: u64,
     /// How many.
@@ -414,8 +417,14 @@ async fn take(
     part: Part,
     tell: &impl Fn(&Part),
 ) -> Result<(u64, Chunk), SaveError> {
-    let turn = lane.turn(part.bytes).await;
     let offset = part.offset;
+    let hole = is_zero(means, &part).await;
+    if hole.map_err(|source| SaveError::HandOver { offset, source })? {
+        tell(&part);
+        lane.skip(part.bytes);
+        return Ok((offset, Chunk { bytes: part.bytes, content: Content::Zero }));
+    }
+    let turn = lane.turn(part.bytes).await;
     let read = read(means, &part).await;
     let (bytes, chunk) = read.map_err(|source| SaveError::HandOver { offset, source })?;
     tell(&part);
@@ -431,6 +440,30 @@ async fn take(
     Ok((offset, chunk))
 }
 
+/// Whether a part lies in a hole of its file, so that it need not be read at all.
+async fn is_zero(means: &Means, part: &Part) -> io::Result<bool> {
+    let (source, bytes) = (part.source.clone(), part.bytes);
+    let look = move || match &source {
+        Source::Ring { .. } => Ok(false),
+        Source::File { file, from } => is_hole(file, *from, bytes),
+        Source::Files(files) => are_holes(files, bytes),
+    };
+    if part.bytes <= INLINE_MAX { look() } else { means.offload.run(look).await }
+}
+
+/// Whether files have not a byte where these parts of them are, and were not written since.
+fn are_holes(files: &[StillFile], bytes: u64) -> io::Result<bool> {
+    let mut found = 0;
+    for still in files {
+        if !is_hole(&still.file, still.from, still.bytes as u64)? {
+            return Ok(false);
+        }
+        check_still(still)?;
+        found += still.bytes as u64;
+    }
+    Ok(found == bytes)
+}
+
 async fn read(means: &Means, part: &Part) -> io::Result<(Bytes, Chunk)> {
     // `checked` has bounded it.
     let length = usize::try_from(part.bytes).map_err(io::Error::other)?;
@@ -439,7 +472,7 @@ async fn read(means: &Means, part: &Part) -> io::Result<(Bytes, Chunk)> {
     let work = move || {
         match &source {
             Source::Ring { ring, slot } => ring.read(*slot, &mut buffer)?,
-            Source::File { file, from } => read_exact_at(file, &mut buffer, *from)?,
+            Source::File { file, from } => read_around_holes(file, &mut buffer, *from)?,
             Source::Files(files) => read_still(files, &mut buffer)?,
         }
         let bytes = buffer.freeze();
@@ -456,14 +489,19 @@ fn read_still(files: &[StillFile], mut buffer: &mut [u8]) -> io::Result<()> {
         let Some((own, rest)) = buffer.split_at_mut_checked(still.bytes) else {
             return Err(io::ErrorKind::InvalidInput.into());
         };
-        read_exact_at(&still.file, own, still.from)?;
-        let now = stamp_of(&still.file)?;
-        if (now.bytes, now.modified_ns) != (still.stamp.bytes, still.stamp.modified_ns) {
-            return Err(io::Error::other("it was written while it was saved"));
-        }
+        read_around_holes(&still.file, own, still.from)?;
+        check_still(still)?;
         buffer = rest;
     }
     if buffer.is_empty() { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+}
+
+fn check_still(still: &StillFile) -> io::Result<()> {
+    let now = stamp_of(&still.file)?;
+    if (now.bytes, now.modified_ns) != (still.stamp.bytes, still.stamp.modified_ns) {
+        return Err(io::Error::other("it was written while it was saved"));
+    }
+    Ok(())
 }
 
 /// A part that may be taken: not empty, no larger than a chunk, and within the stream.

@@ -2,7 +2,7 @@
 //!
 //! Every chunk that is moved takes a turn, which bounds the bytes and the requests in flight over
 //! all workloads. Saves go before restores; namespaces get equal parts; within one the order is
-//! that of [`budget::turns`].
+//! that of [`budget::turns`]. How many requests there are at a time, [`Concurrency`] says.
 
 use std::collections::BTreeMap;
 use std::collections::VecDeque;
@@ -12,7 +12,6 @@ use std::sync::MutexGuard;
 use std::sync::PoisonError;
 use std::time::Duration;
 
-use jiff::Timestamp;
 use lifeboat_domain::budget;
 use lifeboat_domain::budget::Rate;
 use lifeboat_domain::budget::Waiting;
@@ -24,6 +23,8 @@ use lifeboat_protocol::ring::Shape;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
+use crate::adapters::store::SlowDowns;
+use crate::data::concurrency::Concurrency;
 use crate::data::ring::Ring;
 use crate::data::ring::budget_bytes;
 use crate::data::ring::shape_for;
@@ -34,6 +35,8 @@ use crate::offload::Offload;
 const RATE_WINDOW: Duration = Duration::from_secs(10);
 /// Most completions that the rate is measured from.
 const RATE_SAMPLES: usize = 512;
+/// Shortest work whose rate says something of the next: less is mostly the way there and back.
+const RATE_WORK_MIN: Duration = Duration::from_secs(1);
 /// Most slots of one workload's ring.
 const SLOTS_EACH: u32 = 8;
 
@@ -42,8 +45,10 @@ const SLOTS_EACH: u32 = 8;
 pub struct Limits {
     /// Bytes read and not yet stored, at most.
     pub in_flight: u64,
-    /// Requests at a time.
-    pub connections: usize,
+    /// Requests at a time; none: as many as the bandwidth takes.
+    pub connections: Option<usize>,
+    /// Bytes that the node's network carries in a second; none if nobody said so.
+    pub bandwidth: Option<u64>,
     /// Bytes of memory lent to workloads, together.
     pub ring_budget: u64,
 }
@@ -53,6 +58,7 @@ pub struct Limits {
 pub struct Scheduler {
     node: Arc<Mutex<Node>>,
     limits: Limits,
+    slow_downs: SlowDowns,
     offload: Offload,
 }
 
@@ -63,6 +69,19 @@ pub enum Direction {
     Save,
     /// From the bucket.
     Restore,
+    /// To the bucket, while nothing is wrong: after all else, and below half of what the node's
+    /// network carries for ever, so that its credit for bursts is there when a notice comes.
+    Background,
+}
+
+impl Direction {
+    /// Whether it leads to the bucket.
+    pub fn is_save(self) -> bool {
+        match self {
+            Self::Save | Self::Background => true,
+            Self::Restore => false,
+        }
+    }
 }
 
 /// Whose bytes, how many, and how urgent.
@@ -89,6 +108,7 @@ pub struct Demand {
 pub struct Lane {
     scheduler: Scheduler,
     number: u64,
+    direction: Direction,
 }
 
 /// The right to have so many bytes in flight; given back when dropped.
@@ -117,9 +137,12 @@ pub struct Moved {
 }
 
 impl Scheduler {
-    /// A scheduler that keeps within these limits.
-    pub fn new(limits: Limits, offload: Offload) -> Self {
-        Self { node: Arc::default(), limits, offload }
+    /// A scheduler that keeps within these limits, and makes fewer requests when the bucket asks
+    /// for that.
+    pub fn new(limits: Limits, slow_downs: SlowDowns, offload: Offload) -> Self {
+        let concurrency = Concurrency::new(limits.connections, limits.bandwidth);
+        let node = Arc::new(Mutex::new(Node::new(concurrency)));
+        Self { node, limits, slow_downs, offload }
     }
 
     /// A place for a workload that has bytes to move.
@@ -127,15 +150,16 @@ impl Scheduler {
         let mut node = self.node();
         let number = node.next_lane;
         node.next_lane += 1;
+        let direction = demand.direction;
         let lane = LaneState { demand, done: 0, asking: VecDeque::new() };
         node.lanes.insert(number, lane);
-        Lane { scheduler: self.clone(), number }
+        Lane { scheduler: self.clone(), number, direction }
     }
 
-    /// How far the bytes of a pod are in one direction; none if none are moved.
-    pub fn moved(&self, pod: &PodUid, direction: Direction) -> Option<Moved> {
+    /// How far the bytes of a pod are in these directions; none if none are moved.
+    pub fn moved(&self, pod: &PodUid, which: impl Fn(Direction) -> bool) -> Option<Moved> {
         let node = self.node();
-        let mine = |demand: &Demand| demand.pod == *pod && demand.direction == direction;
+        let mine = |demand: &Demand| demand.pod == *pod && which(demand.direction);
         let mut moved = None;
         for lane in node.lanes.values().filter(|lane| mine(&lane.demand)) {
             let sum: &mut Moved = moved.get_or_insert_default();
@@ -145,19 +169,13 @@ impl Scheduler {
         moved
     }
 
-    /// What to expect of every save: its place, when it is stored, and whether that is in time.
-    pub fn outlook(&self, now: Timestamp) -> Vec<budget::Turn> {
-        let node = self.node();
-        let saves = || node.lanes.values().filter(|lane| lane.demand.direction == Direction::Save);
-        let deadline = saves().filter_map(|lane| lane.demand.deadline).min();
-        let left = deadline.map_or(Duration::MAX, |deadline| deadline.left(now));
-        let waiting: Vec<Waiting> = saves().map(LaneState::waiting).collect();
-        budget::turns(&waiting, node.rate.rate(), left)
-    }
-
-    /// Bytes per second, as measured over the last seconds of work.
+    /// Bytes per second, as measured over the last seconds of work, or as the operator says.
     pub fn rate(&self) -> Rate {
-        self.node().rate.rate()
+        match (self.node().rate.known(), self.limits.bandwidth) {
+            (Some(bytes_per_second), _) => Rate::Measured { bytes_per_second },
+            (None, Some(bytes_per_second)) => Rate::Configured { bytes_per_second },
+            (None, None) => Rate::Unknown,
+        }
     }
 
     /// Lends a ring for a state of so many bytes, once the budget has room for it.
@@ -192,6 +210,16 @@ impl Scheduler {
         Grant { scheduler: self.clone(), what }
     }
 
+    /// Gives turns while there is room.
+    fn grant(&self) {
+        let mut node = self.node();
+        let slowed = self.slow_downs.count();
+        let measured = node.rate.known();
+        let most = node.concurrency.most((slowed, measured), Instant::now());
+        metrics::store_connections(most);
+        node.grant(&self.limits, most);
+    }
+
     fn node(&self) -> MutexGuard<'_, Node> {
         self.node.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -200,16 +228,30 @@ impl Scheduler {
 impl Lane {
     /// Waits for the right to have so many bytes in flight.
     pub async fn turn(&self, bytes: u64) -> Turn {
-        let (tell, told) = oneshot::channel();
-        {
-            let mut node = self.scheduler.node();
-            if let Some(lane) = node.lanes.get_mut(&self.number) {
-                lane.asking.push_back((bytes, tell));
-            }
-            node.grant(&self.scheduler.limits);
+        if let Some(at) = self.paced(bytes) {
+            tokio::time::sleep_until(at).await;
         }
-        let grant = self.scheduler.granted(told, What::Turn { bytes }).await;
+        let (tell, told) = oneshot::channel();
+        if let Some(lane) = self.scheduler.node().lanes.get_mut(&self.number) {
+            lane.asking.push_back((bytes, tell));
+        }
+        self.scheduler.grant();
+        let paced = self.direction == Direction::Background;
+        let grant = self.scheduler.granted(told, What::Turn { bytes, paced }).await;
         Turn { grant, lane: self.number, bytes }
+    }
+
+    /// When so many bytes may ask for their turn, where they are paced.
+    fn paced(&self, bytes: u64) -> Option<Instant> {
+        if self.direction != Direction::Background {
+            return None;
+        }
+        let rate = self.scheduler.limits.bandwidth.unwrap_or(budget::BASELINE) / 2;
+        let takes = budget::eta(Some(bytes), Some(rate)).unwrap_or_default();
+        let mut node = self.scheduler.node();
+        let at = node.paced_until.unwrap_or_else(Instant::now).max(Instant::now());
+        node.paced_until = Some(at + takes);
+        Some(at)
     }
 
     /// Counts bytes that need not be moved at all.
@@ -220,9 +262,8 @@ impl Lane {
 
 impl Drop for Lane {
     fn drop(&mut self) {
-        let mut node = self.scheduler.node();
-        node.lanes.remove(&self.number);
-        node.grant(&self.scheduler.limits);
+        self.scheduler.node().leave(self.number);
+        self.scheduler.grant();
     }
 }
 
@@ -230,7 +271,9 @@ impl Turn {
     /// The bytes were moved: they count, and their time tells the rate.
     pub fn moved(self) {
         let mut node = self.grant.scheduler.node();
-        node.rate.moved(self.bytes);
+        if !self.grant.what.is_paced() {
+            node.rate.moved(self.bytes);
+        }
         node.done(self.lane, self.bytes);
     }
 
@@ -249,23 +292,31 @@ struct Grant {
 
 #[derive(Clone, Copy, Debug)]
 enum What {
-    Turn { bytes: u64 },
-    Ring { bytes: u64 },
+    Turn {
+        bytes: u64,
+        /// It says nothing of how fast the node could be.
+        paced: bool,
+    },
+    Ring {
+        bytes: u64,
+    },
+}
+
+impl What {
+    fn is_paced(self) -> bool {
+        matches!(self, Self::Turn { paced: true, .. })
+    }
 }
 
 impl Drop for Grant {
     fn drop(&mut self) {
-        let mut node = self.scheduler.node();
         match self.what {
-            What::Turn { bytes } => {
-                node.in_flight = node.in_flight.saturating_sub(bytes);
-                node.turns = node.turns.saturating_sub(1);
-                if node.turns == 0 {
-                    node.rate.idle();
-                }
-                node.grant(&self.scheduler.limits);
+            What::Turn { bytes, paced } => {
+                self.scheduler.node().returned(bytes, paced);
+                self.scheduler.grant();
             }
             What::Ring { bytes } => {
+                let mut node = self.scheduler.node();
                 node.lent = node.lent.saturating_sub(bytes);
                 metrics::ring_lent(node.lent);
                 node.lend(&self.scheduler.limits);
@@ -291,12 +342,17 @@ impl Drop for Pending {
     }
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Node {
+    concurrency: Concurrency,
     lanes: BTreeMap<u64, LaneState>,
     next_lane: u64,
     in_flight: u64,
     turns: usize,
+    /// Those of the turns that are paced.
+    paced: usize,
+    /// Until when the paced bytes that were let go take the part of the network that is theirs.
+    paced_until: Option<Instant>,
     /// Bytes that each namespace took while others waited too.
     taken: BTreeMap<Namespace, u64>,
     lent: u64,
@@ -324,9 +380,44 @@ impl LaneState {
 }
 
 impl Node {
-    /// Gives turns while there is room.
-    fn grant(&mut self, limits: &Limits) {
-        while self.turns < limits.connections.max(1) {
+    fn new(concurrency: Concurrency) -> Self {
+        Self {
+            concurrency,
+            lanes: BTreeMap::new(),
+            next_lane: 0,
+            in_flight: 0,
+            turns: 0,
+            paced: 0,
+            paced_until: None,
+            taken: BTreeMap::new(),
+            lent: 0,
+            borrowers: VecDeque::new(),
+            rate: Meter::default(),
+        }
+    }
+
+    /// A turn is over.
+    fn returned(&mut self, bytes: u64, paced: bool) {
+        self.in_flight = self.in_flight.saturating_sub(bytes);
+        self.turns = self.turns.saturating_sub(1);
+        self.paced = self.paced.saturating_sub(usize::from(paced));
+        if self.turns == self.paced {
+            self.rate.idle();
+        }
+    }
+
+    /// A workload has no more bytes to move. What the last paced one had still reserved is free.
+    fn leave(&mut self, number: u64) {
+        self.lanes.remove(&number);
+        let paced = |lane: &LaneState| lane.demand.direction == Direction::Background;
+        if !self.lanes.values().any(paced) {
+            self.paced_until = None;
+        }
+    }
+
+    /// Gives turns while there is room, at most so many at a time.
+    fn grant(&mut self, limits: &Limits, most: usize) {
+        while self.turns < most.max(1) {
             let Some(number) = self.next() else { return };
             let Some(lane) = self.lanes.get_mut(&number) else { return };
             let Some((bytes, _)) = lane.asking.front() else { return };
@@ -344,7 +435,11 @@ impl Node {
             }
             self.in_flight += bytes;
             self.turns += 1;
-            self.rate.busy();
+            if lane.demand.direction == Direction::Background {
+                self.paced += 1;
+            } else {
+                self.rate.busy();
+            }
         }
     }
 
@@ -362,7 +457,11 @@ impl Node {
             .filter(|(_, one)| one.namespace == namespace)
             .map(|(_, one)| one.clone())
             .collect();
-        let first = budget::turns(&waiting, self.rate.rate(), Duration::MAX).into_iter().next()?;
+        let rate = match self.rate.known() {
+            Some(bytes_per_second) => Rate::Measured { bytes_per_second },
+            None => Rate::Unknown,
+        };
+        let first = budget::turns(&waiting, rate, Duration::MAX).into_iter().next()?;
         asking.iter().find(|(_, one)| one.uid == first.uid).map(|(number, _)| *number)
     }
 
@@ -416,8 +515,10 @@ impl Meter {
         self.busy_since.get_or_insert_with(Instant::now);
     }
 
+    /// The work is over. What lasted long enough is remembered.
     fn idle(&mut self) {
-        self.last = self.measured().or(self.last);
+        let worked = self.busy_since.is_some_and(|since| since.elapsed() >= RATE_WORK_MIN);
+        self.last = self.measured().filter(|_| worked).or(self.last);
         self.busy_since = None;
         self.samples.clear();
     }
@@ -429,11 +530,9 @@ impl Meter {
         self.samples.push_back((Instant::now(), bytes));
     }
 
-    fn rate(&self) -> Rate {
-        match self.measured().or(self.last) {
-            Some(bytes_per_second) => Rate::Measured { bytes_per_second },
-            None => Rate::Unknown,
-        }
+    /// The rate now, or when there was work last.
+    fn known(&self) -> Option<u64> {
+        self.measured().or(self.last)
     }
 
     fn measured(&self) -> Option<u64> {
@@ -465,7 +564,17 @@ mod tests {
     use super::*;
 
     fn scheduler(in_flight: u64, ring_budget: u64) -> Scheduler {
-        Scheduler::new(Limits { in_flight, connections: 8, ring_budget }, Offload::Inline)
+        limited(in_flight, Some(8), ring_budget, SlowDowns::default())
+    }
+
+    fn limited(
+        in_flight: u64,
+        connections: Option<usize>,
+        ring_budget: u64,
+        slow_downs: SlowDowns,
+    ) -> Scheduler {
+        let limits = Limits { in_flight, connections, bandwidth: None, ring_budget };
+        Scheduler::new(limits, slow_downs, Offload::Inline)
     }
 
     fn demand(pod: &str, direction: Direction, bytes: u64) -> Demand {
@@ -498,7 +607,8 @@ mod tests {
         second.skipped();
         let larger_than_all = ready(lane.turn(500));
         assert!(larger_than_all.is_some());
-        assert_eq!(scheduler.moved(&"a-1".parse().unwrap(), Direction::Save).unwrap().done, 60);
+        let moved = scheduler.moved(&"a-1".parse().unwrap(), Direction::is_save);
+        assert_eq!(moved.unwrap().done, 60);
     }
 
     #[tokio::test(start_paused = true)]
@@ -513,6 +623,34 @@ mod tests {
         drop(held);
         assert!(ready(again.as_mut()).is_none());
         assert!(ready(urgent.as_mut()).is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_saved_in_the_background_goes_last_and_at_half_the_bandwidth() {
+        let (connections, bandwidth) = (Some(1), Some(200));
+        let limits = Limits { in_flight: 1000, connections, bandwidth, ring_budget: 0 };
+        let scheduler = Scheduler::new(limits, SlowDowns::default(), Offload::Inline);
+        let lane = scheduler.open(demand("a-1", Direction::Background, 1000));
+        let began = Instant::now();
+        for _ in 0..5 {
+            lane.turn(100).await.moved();
+        }
+        // The first goes at once, and each of the others when the one before has had its second.
+        assert_eq!(began.elapsed().as_secs(), 4);
+        assert_eq!(scheduler.rate(), Rate::Configured { bytes_per_second: 200 });
+        let held = lane.turn(100).await;
+        let urgent = scheduler.open(demand("a-2", Direction::Save, 1000));
+        let mut again = Box::pin(lane.turn(100));
+        tokio::select! {
+            biased;
+            _ = &mut again => panic!("there is one turn at a time"),
+            () = tokio::time::sleep(Duration::from_secs(5)) => (),
+        }
+        let mut first = pin!(urgent.turn(100));
+        assert!(ready(first.as_mut()).is_none());
+        drop(held);
+        assert!(ready(again.as_mut()).is_none());
+        assert!(ready(first.as_mut()).is_some());
     }
 
     #[tokio::test(start_paused = true)]
@@ -554,8 +692,46 @@ mod tests {
         assert_eq!(scheduler.rate(), Rate::Measured { bytes_per_second: 100 });
         tokio::time::sleep(Duration::from_mins(1)).await;
         assert_eq!(scheduler.rate(), Rate::Measured { bytes_per_second: 100 });
-        let outlook = scheduler.outlook(Timestamp::UNIX_EPOCH);
-        assert_eq!(outlook[0].eta, Some(Duration::from_secs(5)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_rate_of_a_moment_is_not_remembered() {
+        let scheduler = scheduler(1000, 0);
+        let lane = scheduler.open(demand("a-1", Direction::Save, 1000));
+        let turn = lane.turn(100).await;
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        turn.moved();
+        assert_eq!(scheduler.rate(), Rate::Unknown);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_the_operator_says_counts_until_it_is_measured() {
+        let (connections, bandwidth) = (None, Some(700));
+        let limits = Limits { in_flight: 1000, connections, bandwidth, ring_budget: 0 };
+        let scheduler = Scheduler::new(limits, SlowDowns::default(), Offload::Inline);
+        assert_eq!(scheduler.rate(), Rate::Configured { bytes_per_second: 700 });
+        let lane = scheduler.open(demand("a-1", Direction::Save, 1000));
+        let turn = lane.turn(100).await;
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        turn.moved();
+        assert_eq!(scheduler.rate(), Rate::Measured { bytes_per_second: 50 });
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_bucket_that_says_slow_down_gets_fewer_requests_at_a_time() {
+        let slow_downs = SlowDowns::default();
+        let scheduler = limited(1000, Some(8), 0, slow_downs.clone());
+        let lane = scheduler.open(demand("a-1", Direction::Save, 1000));
+        let held: Vec<Turn> = (0..8).map(|_| ready(lane.turn(1)).unwrap()).collect();
+        assert!(ready(lane.turn(1)).is_none());
+        slow_downs.add();
+        drop(held);
+        let held: Vec<Turn> = (0..4).map(|_| ready(lane.turn(1)).unwrap()).collect();
+        assert!(ready(lane.turn(1)).is_none());
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        let more: Vec<Turn> = (0..4).map(|_| ready(lane.turn(1)).unwrap()).collect();
+        assert!(ready(lane.turn(1)).is_none());
+        drop((held, more));
     }
 
     #[tokio::test(start_paused = true)]

@@ -209,6 +209,7 @@ async fn newest(cluster: &Cluster, node: &str) -> Result<(), impl std::fmt::Debu
         durable_at: Clock::system().now(),
         pod_uid: "uid-1".to_owned(),
         node: node.to_owned(),
+        stall_milliseconds: None,
     };
     checkpoints::record_newest(cluster, ("default", "job"), "lifeboat-agent", (&newest, None)).await
 }

@@ -29,6 +29,7 @@ use lifeboat_chaos::wire::imds::imds;
 use lifeboat_chaos::wire::kube;
 use lifeboat_chaos::wire::kubelet::serve_pod_resources;
 use lifeboat_chaos::wire::wire;
+use lifeboat_chaos::world::State;
 use lifeboat_chaos::world::World;
 use lifeboat_chaos::world::cluster::resource::CHECKPOINT;
 use lifeboat_chaos::world::cluster::resource::INTERRUPTION;
@@ -42,10 +43,17 @@ use lifeboat_chaos::world::machines::Assignment;
 use lifeboat_chaos::world::machines::Gpu;
 use lifeboat_chaos::world::machines::Machine;
 use lifeboat_chaos::world::workloads::line::Line;
+use lifeboat_checkpoint::region::Dtype;
+use lifeboat_checkpoint::region::Layout;
+use lifeboat_checkpoint::region::Region;
 use lifeboat_protocol::frame::Finish;
+use lifeboat_protocol::frame::Forecast;
 use lifeboat_protocol::frame::FromWorkload;
 use lifeboat_protocol::frame::Hello;
+use lifeboat_protocol::frame::Progress;
+use lifeboat_protocol::frame::Register;
 use lifeboat_protocol::frame::Restore;
+use lifeboat_protocol::frame::ToWorkload;
 use lifeboat_protocol::frame::VERSION;
 use object_store::memory::InMemory;
 use serde_json::Value;
@@ -102,8 +110,13 @@ impl Node {
     }
 
     fn start(&self) -> Running {
+        self.start_with("")
+    }
+
+    /// With more of the configuration.
+    fn start_with(&self, more: &str) -> Running {
         let text = format!(
-            "cluster = \"demo\"\nregion = \"us-east-2\"\n[store]\nbucket = \"boats\"\n\
+            "cluster = \"demo\"\nregion = \"us-east-2\"\n{more}[store]\nbucket = \"boats\"\n\
              [agent]\nnodeName = \"gpu-1\"\nhostRoot = \"{}\"\nnvmlLibrary = \"{}\"\n",
             self.root.path().display(),
             self.root.path().join(fake_nvml::LIBRARY).display(),
@@ -200,6 +213,13 @@ impl Node {
     fn kept(&self, file: &str) -> Option<Value> {
         let text = std::fs::read(self.root.path().join(FOLDER).join(file)).ok()?;
         Some(serde_json::from_slice(&text).unwrap())
+    }
+
+    /// The index of the only job key.
+    fn index(&self) -> Option<Value> {
+        let list =
+            |state: &State| state.cluster.list(CHECKPOINT).next().map(|one| Value::clone(one));
+        self.world.read(list)
     }
 
     fn record(&self) -> Option<Value> {
@@ -377,23 +397,135 @@ async fn csi_ready(node: &Node) {
     csi::publish(node.root.path(), &csi::POD).await.unwrap();
 }
 
-#[tokio::test(start_paused = true)]
-async fn the_index_says_when_the_work_is_done() {
-    let node = Node::new().await;
-    let _running = node.start();
-    csi_ready(&node).await;
+/// A workload that has nothing to restore.
+async fn workload(node: &Node) -> Line {
     let socket = node.root.path().join(&csi::TARGET[1..]).join("agent.sock");
     let mut line = Line::connect(&socket).await.unwrap();
     let hello = Hello { version: VERSION, world: 1, ..Hello::default() };
     line.say(&FromWorkload::Hello(hello), &[]).await.unwrap();
     line.say(&FromWorkload::Restore(Restore { newer_than: None }), &[]).await.unwrap();
     seconds(2).await;
+    line
+}
+
+#[tokio::test(start_paused = true)]
+async fn whose_state_would_not_fit_a_notice_is_told_so_once_in_the_index_and_by_a_frame() {
+    let node = Node::new().await;
+    let _running = node.start();
+    csi_ready(&node).await;
+    let mut line = workload(&node).await;
+    let register = async |line: &mut Line, gibibytes: u64| {
+        let region = Region::new("weights", Dtype::U8, &[gibibytes << 30]);
+        let layout = Layout { regions: vec![region], ..Layout::default() };
+        line.say(&FromWorkload::Register(Register { layout }), &[]).await.unwrap();
+        seconds(3).await;
+    };
+    register(&mut line, 25).await;
+    assert_eq!(node.index(), None);
+    register(&mut line, 60).await;
+    let told = forecast(&mut line).await;
+    assert!(!told.fits && told.bytes == 60 << 30 && told.window_ns == 115_000_000_000);
+    let outlook = |index: &Value| index["status"]["outlook"].clone();
+    let said = outlook(&node.index().unwrap());
+    assert_eq!(
+        (&said["fits"], &said["needed"], &said["by"]),
+        (&json!(false), &json!(242), &json!("baseline"),)
+    );
+    assert_eq!((&said["pod"], &said["node"]), (&json!("train-0"), &json!("gpu-1")));
+    let version = |index: &Value| index["metadata"]["resourceVersion"].clone();
+    let written = version(&node.index().unwrap());
+    seconds(600).await;
+    assert_eq!(version(&node.index().unwrap()), written);
+    // A long step is as much as many bytes.
+    let progress = Progress { step: 3, step_ns: 90_000_000_000, parked: false };
+    line.say(&FromWorkload::Progress(progress), &[]).await.unwrap();
+    register(&mut line, 10).await;
+    assert_eq!(version(&node.index().unwrap()), written);
+    let progress = Progress { step: 4, step_ns: 9_000_000_000, parked: false };
+    line.say(&FromWorkload::Progress(progress), &[]).await.unwrap();
+    seconds(3).await;
+    assert!(forecast(&mut line).await.fits);
+    assert_eq!(outlook(&node.index().unwrap())["fits"], json!(true));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_record_and_the_workload_hear_what_is_to_be_expected_of_a_save() {
+    let node = Node::new().await;
+    let _running = node.start();
+    csi_ready(&node).await;
+    let mut line = workload(&node).await;
+    let region = Region::new("weights", Dtype::U8, &[10 << 30]);
+    let layout = Layout { regions: vec![region], ..Layout::default() };
+    line.say(&FromWorkload::Register(Register { layout }), &[]).await.unwrap();
+    let progress = Progress { step: 3, step_ns: 20_000_000_000, parked: false };
+    line.say(&FromWorkload::Progress(progress), &[]).await.unwrap();
+    node.announce();
+    seconds(6).await;
+    let record = node.record().unwrap();
+    let workloads = record["status"]["workloads"].as_object().unwrap();
+    let save = &workloads.values().next().unwrap()["save"];
+    assert_eq!(save["state"], json!("Asked"));
+    let expected = &save["expected"];
+    assert_eq!(
+        (&expected["by"], &expected["bytesPerSecond"]),
+        (&json!("baseline"), &json!(312_500_000),)
+    );
+    // A step of 20 s, and 34 s for 10 GiB at 2.5 Gbit/s.
+    let margin = expected["margin"].as_str().unwrap().trim_end_matches('s');
+    assert!((55..=65).contains(&margin.parse::<u64>().unwrap()), "{expected}");
+    let pace = loop {
+        match line.hear().await.unwrap() {
+            (ToWorkload::Pace(pace), _) if pace.expected.is_some() => break pace,
+            _ => (),
+        }
+    };
+    assert!(pace.expected < pace.deadline, "{pace:?}");
+}
+
+/// The next word on whether a notice would leave time enough.
+async fn forecast(line: &mut Line) -> Forecast {
+    loop {
+        if let (ToWorkload::Forecast(forecast), _) = line.hear().await.unwrap() {
+            return forecast;
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_folder_is_saved_in_the_background_where_policy_says_so() {
+    let node = Node::new().await;
+    let _running = node.start_with("[background]\nenabled = true\n");
+    seconds(1).await;
+    let mut context = csi::POD;
+    context[4].1 = "directory";
+    while csi::publish(node.root.path(), &context).await.is_err() {
+        seconds(1).await;
+    }
+    let set = node.root.path().join(&csi::TARGET[1..]).join("step-100");
+    std::fs::create_dir(&set).unwrap();
+    std::fs::write(set.join("weights"), b"weights").unwrap();
+    std::fs::write(set.join(".lifeboat-complete"), b"").unwrap();
+    seconds(9 * 60).await;
+    assert_eq!(node.index(), None);
+    seconds(2 * 60).await;
+    let newest = |node: &Node| node.index().unwrap()["status"]["newest"].clone();
+    let first = newest(&node);
+    assert_eq!((&first["epoch"], &first["stallMilliseconds"]), (&json!(2), &json!(0)));
+    seconds(8 * 60).await;
+    assert_eq!(newest(&node), first);
+    seconds(3 * 60).await;
+    assert_eq!(newest(&node)["epoch"], json!(3));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_index_says_when_the_work_is_done() {
+    let node = Node::new().await;
+    let _running = node.start();
+    csi_ready(&node).await;
+    let mut line = workload(&node).await;
     line.say(&FromWorkload::Finish(Finish { step: 90 }), &[]).await.unwrap();
     seconds(5).await;
-    let index = node
-        .world
-        .read(|state| state.cluster.list(CHECKPOINT).next().map(|index| Value::clone(index)))
-        .unwrap();
+    let index = node.index().unwrap();
     assert_eq!(index["spec"]["jobKey"], "job-1");
     let status = &index["status"];
     assert_eq!((&status["finished"], &status["newest"]["step"]), (&json!(true), &json!(90)));

@@ -153,10 +153,12 @@ pub(crate) async fn connect(path: PathBuf) -> std::io::Result<TokioIo<UnixStream
 
 fn means() -> Means {
     let clock = Clock::starting_at("2026-11-22T12:00:00Z".parse().unwrap(), 0);
-    let limits = Limits { in_flight: 1 << 20, connections: 2, ring_budget: 1 << 20 };
+    let limits =
+        Limits { in_flight: 1 << 20, connections: Some(2), bandwidth: None, ring_budget: 1 << 20 };
+    let store = Store::new(std::sync::Arc::new(InMemory::new()), clock.clone(), Offload::Inline);
     Means {
-        store: Store::new(std::sync::Arc::new(InMemory::new()), clock.clone(), Offload::Inline),
-        scheduler: Scheduler::new(limits, Offload::Inline),
+        scheduler: Scheduler::new(limits, store.slow_downs(), Offload::Inline),
+        store,
         clock,
         offload: Offload::Inline,
         place: Place {

@@ -75,7 +75,12 @@ struct Node {
 impl Node {
     fn new(name: &str, bucket: &Arc<dyn ObjectStore>, clock: &Clock) -> Self {
         let store = Store::new(Arc::clone(bucket), clock.clone(), Offload::Inline);
-        let limits = Limits { in_flight: 1 << 20, connections: 8, ring_budget: 1 << 20 };
+        let limits = Limits {
+            in_flight: 1 << 20,
+            connections: Some(8),
+            bandwidth: None,
+            ring_budget: 1 << 20,
+        };
         let place = Place {
             cluster: "blue".into(),
             node: name.into(),
@@ -86,7 +91,7 @@ impl Node {
         };
         let (workloads, driver) = workloads::registry(Means {
             store: store.clone(),
-            scheduler: Scheduler::new(limits, Offload::Inline),
+            scheduler: Scheduler::new(limits, store.slow_downs(), Offload::Inline),
             clock: clock.clone(),
             offload: Offload::Inline,
             place,
@@ -584,6 +589,35 @@ async fn a_save_for_insurance_lets_the_workload_go_on() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn only_what_passes_by_files_is_known_to_be_fit_for_the_background() {
+    let (bucket, clock) = world();
+    let node = Node::new("gpu-1", &as_bucket(&bucket), &clock);
+    let mut peer = trainer(&node, "old").await;
+    assert_eq!(node.known("old").background_since, None);
+    for by_files in [true, false] {
+        node.ask("old", Purpose::Background, None);
+        let at = peer.due().await;
+        let before = clock.now();
+        if by_files {
+            peer.give(&at).await;
+        } else {
+            peer.begin(&at).await;
+        }
+        node.until("old", |known| known.session != Session::Open).await;
+        node.workloads.save(&uid("old"));
+        if !by_files {
+            tokio::time::sleep(Duration::from_secs(7)).await;
+            peer.fill(&at).await;
+        }
+        peer.durable().await;
+        let known = node.until("old", |known| known.asked == Asked::Nothing).await;
+        assert_eq!(known.background_since.is_some_and(|since| since >= before), by_files);
+        let stall = known.stall.unwrap();
+        assert_eq!(stall >= Duration::from_secs(7), !by_files, "{stall:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_notice_takes_the_place_of_a_save_for_insurance() {
     let (bucket, clock) = world();
     let node = Node::new("gpu-1", &as_bucket(&bucket), &clock);
@@ -838,6 +872,77 @@ async fn a_file_that_is_shorter_than_it_says_is_refused() {
     node.until("old", |known| known.session != Session::Open).await;
     node.workloads.save(&uid("old"));
     assert_eq!(peer.expect(save_failed).await.why, Failure::HandOver);
+}
+
+/// A descriptor of a pod that has been handed over counts until it is closed. Beyond the bound the
+/// line is not read, so that what is sent stays with its sender; and that not for ever.
+#[tokio::test(start_paused = true)]
+async fn no_pod_holds_more_descriptors_than_its_bound_and_others_are_saved() {
+    let (bucket, clock) = world();
+    let node = Node::new("gpu-1", &as_bucket(&bucket), &clock);
+    let mut honest = trainer(&node, "honest").await;
+    let mut greedy = begun(&node, "greedy").await;
+    let file = rustix::fs::memfd_create("greedy", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+    rustix::fs::ftruncate(&file, 1).unwrap();
+    let pieces = (0..16).map(|descriptor| Piece { descriptor, from: 0, offset: 0, bytes: 1 });
+    let given = Given { save: greedy.save, pieces: pieces.collect() };
+    let given = FromWorkload::Given(given);
+    let second = Duration::from_secs(1);
+    let mut sent = 0;
+    while sent < 4096 {
+        let files = [file.as_fd(); 16];
+        match tokio::time::timeout(second, greedy.line.say(&given, &files)).await {
+            Ok(said) => said.unwrap(),
+            Err(_) => break,
+        }
+        sent += 16;
+    }
+    let held = held("memfd:greedy");
+    assert!((1024..=1024 + 32).contains(&(held - 1)), "{held} are held of {sent} sent");
+    save(&node, "honest", &mut honest).await;
+    check_whole(&node).await;
+    tokio::time::sleep(Duration::from_mins(2)).await;
+    assert_eq!(self::held("memfd:greedy"), 1);
+}
+
+/// How many descriptors of this process lead there.
+fn held(what: &str) -> usize {
+    let all = std::fs::read_dir("/proc/self/fd").unwrap();
+    let leads = |entry: std::io::Result<std::fs::DirEntry>| {
+        let target = std::fs::read_link(entry.ok()?.path()).ok()?;
+        target.to_str()?.contains(what).then_some(())
+    };
+    all.filter_map(leads).count()
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_zero_costs_no_request_and_what_was_never_written_no_page() {
+    let (bucket, clock) = world();
+    let node = Node::new("gpu-1", &as_bucket(&bucket), &clock);
+    let mut peer = trainer(&node, "old").await;
+    node.ask("old", Purpose::Interruption, Some(120));
+    let at = peer.due().await;
+    let bytes = 64 * CHUNK;
+    let begin = SaveBegin { save: at.save, step: peer.step, layout: layout(bytes) };
+    peer.say(FromWorkload::SaveBegin(begin)).await;
+    let file = rustix::fs::memfd_create("sparse", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+    rustix::fs::ftruncate(&file, bytes).unwrap();
+    let zeros = vec![0; range(0, CHUNK).len()];
+    rustix::io::pwrite(&file, &zeros, 3 * CHUNK).unwrap();
+    rustix::io::pwrite(&file, b"here", 10 * CHUNK + 5).unwrap();
+    let blocks = rustix::fs::fstat(&file).unwrap().st_blocks;
+    let before = bucket.writes();
+    let pieces = vec![Piece { descriptor: 0, from: 0, offset: 0, bytes }];
+    let given = FromWorkload::Given(Given { save: at.save, pieces });
+    peer.line.say(&given, &[file.as_fd()]).await.unwrap();
+    peer.say(FromWorkload::SaveEnd(SaveEnd { save: at.save, bytes })).await;
+    node.until("old", |known| known.session != Session::Open).await;
+    node.workloads.save(&uid("old"));
+    assert_eq!(peer.durable().await.bytes, bytes);
+    // One chunk, the manifest of the rank and that of the epoch.
+    assert_eq!(bucket.writes() - before, 3);
+    assert_eq!(rustix::fs::fstat(&file).unwrap().st_blocks, blocks);
+    check_whole(&node).await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -76,7 +76,12 @@ impl Node {
     async fn over(root: TempDir, name: &str, world: (&Arc<dyn ObjectStore>, &Clock)) -> Self {
         let (bucket, clock) = world;
         let store = Store::new(Arc::clone(bucket), clock.clone(), Offload::Inline);
-        let limits = Limits { in_flight: 1 << 20, connections: 8, ring_budget: 1 << 20 };
+        let limits = Limits {
+            in_flight: 1 << 20,
+            connections: Some(8),
+            bandwidth: None,
+            ring_budget: 1 << 20,
+        };
         let place = Place {
             cluster: "blue".into(),
             node: name.into(),
@@ -87,7 +92,7 @@ impl Node {
         };
         let (workloads, driver) = registry(Means {
             store: store.clone(),
-            scheduler: Scheduler::new(limits, Offload::Inline),
+            scheduler: Scheduler::new(limits, store.slow_downs(), Offload::Inline),
             clock: clock.clone(),
             offload: Offload::Inline,
             place,

@@ -1,7 +1,9 @@
 //! The fault layer in front of real clients in virtual time: one test for each kind of fault.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures::StreamExt;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Node;
@@ -10,7 +12,10 @@ use kube::api::ListParams;
 use kube::api::PostParams;
 use kube::api::WatchEvent;
 use kube::api::WatchParams;
+use lifeboat::adapters::store::Store;
+use lifeboat::adapters::store::StoreError;
 use lifeboat::clock::Clock;
+use lifeboat::offload::Offload;
 use lifeboat_chaos::faults::Faults;
 use lifeboat_chaos::faults::Strike;
 use lifeboat_chaos::faults::WireName;
@@ -20,6 +25,7 @@ use lifeboat_chaos::serve::sqs_client;
 use lifeboat_chaos::wire;
 use lifeboat_chaos::world::World;
 use lifeboat_chaos::world::queue::Settings;
+use lifeboat_domain::deadline::Deadline;
 use object_store::ObjectStoreExt;
 use object_store::aws::AmazonS3;
 use object_store::path::Path;
@@ -114,6 +120,29 @@ async fn each_wire_refuses_in_its_own_words() {
     assert!(format!("{refused:?}").contains("SlowDown"), "{refused:?}");
     assert!(!stage.send().await);
     assert_eq!(stage.queued(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_bucket_that_says_slow_down_is_heard_and_tried_again() {
+    let plan = "s3 503 until 1s\ns3 429 from 1s until 2s\ns3 500 from 2s until 3s";
+    let stage = stage(plan);
+    let clock = stage.world.clock();
+    let store = Store::new(Arc::new(stage.store), clock.clone(), Offload::Inline);
+    let by = Deadline::after(clock.now(), Duration::from_mins(1));
+    store.put(&Path::from("a"), &Bytes::from_static(b"a"), by).await.unwrap();
+    // After 50, 100, 200, 400 and 800 ms; an error of the bucket's own asks for nothing.
+    assert_eq!(store.slow_downs().count(), 6);
+    let soon = Deadline::after(clock.now(), Duration::from_millis(10));
+    let refused = Store::new(Arc::new(slow(&clock)), clock.clone(), Offload::Inline);
+    let refused = refused.put(&Path::from("a"), &Bytes::from_static(b"a"), soon).await;
+    assert!(matches!(refused, Err(StoreError::SlowDown { .. })), "{refused:?}");
+}
+
+/// A bucket that only ever says so.
+fn slow(clock: &Clock) -> AmazonS3 {
+    let world = World::new(clock.clone(), 1);
+    let faults = Faults::new("s3 503".parse().unwrap(), 7);
+    s3_store(&faults.before(WireName::S3, "agent", wire::s3::s3(world)), "checkpoints").unwrap()
 }
 
 #[tokio::test(start_paused = true)]

@@ -105,7 +105,12 @@ impl Node {
     }
 
     fn over(store: Store, clock: Clock) -> Self {
-        let limits = Limits { in_flight: 1 << 20, connections: 2, ring_budget: 1 << 20 };
+        let limits = Limits {
+            in_flight: 1 << 20,
+            connections: Some(2),
+            bandwidth: None,
+            ring_budget: 1 << 20,
+        };
         let place = Place {
             cluster: "blue".into(),
             node: "gpu-1".into(),
@@ -116,7 +121,7 @@ impl Node {
         };
         let (workloads, driver) = registry(Means {
             store: store.clone(),
-            scheduler: Scheduler::new(limits, Offload::Inline),
+            scheduler: Scheduler::new(limits, store.slow_downs(), Offload::Inline),
             clock: clock.clone(),
             offload: Offload::Inline,
             place,

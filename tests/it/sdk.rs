@@ -60,7 +60,12 @@ impl Agent {
     fn start(bucket: &Arc<dyn ObjectStore>) -> Self {
         let clock = Clock::system();
         let store = Store::new(Arc::clone(bucket), clock.clone(), Offload::Threads);
-        let limits = Limits { in_flight: 1 << 20, connections: 8, ring_budget: 1 << 20 };
+        let limits = Limits {
+            in_flight: 1 << 20,
+            connections: Some(8),
+            bandwidth: None,
+            ring_budget: 1 << 20,
+        };
         let place = Place {
             cluster: "blue".into(),
             node: "gpu-1".into(),
@@ -69,7 +74,7 @@ impl Agent {
             chunk: CHUNK,
             in_flight: 1 << 20,
         };
-        let scheduler = Scheduler::new(limits, Offload::Threads);
+        let scheduler = Scheduler::new(limits, store.slow_downs(), Offload::Threads);
         let offload = Offload::Threads;
         let (workloads, driver) =
             workloads::registry(Means { store, scheduler, clock: clock.clone(), offload, place });

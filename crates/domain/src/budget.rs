@@ -18,6 +18,18 @@ pub const BASELINE: u64 = 312_500_000;
 /// What is kept of the time that is left when room is reckoned.
 pub const ROOM_MARGIN: Duration = Duration::from_secs(5);
 
+/// What one connection to the bucket carries, in bytes per second.
+///
+/// Source: AWS CRT, `aws-c-s3`, `s3_client.c`: "throughput per connection", 0.4 Gbit/s, by which
+/// it plans how many it needs.
+pub const CONNECTION: u64 = 50_000_000;
+
+/// Fewest connections that are planned. Source: as [`CONNECTION`], its minimum.
+pub const CONNECTIONS_MIN: usize = 10;
+
+/// Most connections that are planned: 100 Gbit/s. Source: as [`CONNECTION`], 250 for that.
+pub const CONNECTIONS_MAX: usize = 250;
+
 /// A workload whose state is still to be stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Waiting {
@@ -42,9 +54,71 @@ pub enum Rate {
         /// Bytes stored in a second.
         bytes_per_second: u64,
     },
+    /// Nothing was stored yet; the operator says what the node's network carries.
+    Configured {
+        /// Bytes stored in a second.
+        bytes_per_second: u64,
+    },
     /// Nothing was stored yet.
     #[serde(other)]
     Unknown,
+}
+
+/// A rate to reckon with, and how it is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Expected {
+    /// Bytes stored in a second.
+    pub bytes_per_second: u64,
+    /// How that is known.
+    pub basis: Basis,
+}
+
+/// How a rate is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Basis {
+    /// It was measured on this node.
+    Measured,
+    /// The operator said so.
+    Configured,
+    /// Nobody knows it: it is [`BASELINE`].
+    Baseline,
+}
+
+impl Basis {
+    /// Its name in records and log lines.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Measured => "measured",
+            Self::Configured => "configured",
+            Self::Baseline => "baseline",
+        }
+    }
+}
+
+impl Rate {
+    /// The rate to reckon with: before anything is known, [`BASELINE`].
+    pub fn expected(self) -> Expected {
+        let (bytes_per_second, basis) = match self {
+            Self::Measured { bytes_per_second } => (bytes_per_second, Basis::Measured),
+            Self::Configured { bytes_per_second } => (bytes_per_second, Basis::Configured),
+            Self::Unknown => (BASELINE, Basis::Baseline),
+        };
+        Expected { bytes_per_second, basis }
+    }
+}
+
+impl Expected {
+    /// The part of it that is planned with, 0.85: a rate is not kept to the byte.
+    pub fn planned(self) -> u64 {
+        let part = u128::from(self.bytes_per_second) * 85 / 100;
+        u64::try_from(part).unwrap_or(u64::MAX)
+    }
+}
+
+/// How many requests to the bucket a rate takes, each of which carries [`CONNECTION`].
+pub fn connections(bytes_per_second: u64) -> usize {
+    let wanted = usize::try_from(bytes_per_second.div_ceil(CONNECTION)).unwrap_or(usize::MAX);
+    wanted.clamp(CONNECTIONS_MIN, CONNECTIONS_MAX)
 }
 
 /// A workload's turn.
@@ -105,12 +179,9 @@ pub fn turns(waiting: &[Waiting], rate: Rate, left: Duration) -> Vec<Turn> {
 
 /// How many bytes can be stored in `left`, by 0.85 of the rate and with [`ROOM_MARGIN`] to spare.
 ///
-/// Before anything was measured the rate is taken for [`BASELINE`].
+/// Before anything is known of the rate it is taken for [`BASELINE`].
 pub fn room(rate: Rate, left: Duration) -> u64 {
-    let bytes_per_second = match rate {
-        Rate::Measured { bytes_per_second } => bytes_per_second,
-        Rate::Unknown => BASELINE,
-    };
+    let bytes_per_second = rate.expected().bytes_per_second;
     let milliseconds = left.saturating_sub(ROOM_MARGIN).as_millis();
     let bytes = u128::from(bytes_per_second).saturating_mul(milliseconds) * 85 / 100_000;
     u64::try_from(bytes).unwrap_or(u64::MAX)
@@ -140,7 +211,7 @@ pub fn fit(eta: Option<Duration>, left: Duration) -> Fit {
 fn part(rate: Rate, namespaces: usize) -> Option<u64> {
     match rate {
         Rate::Unknown => None,
-        Rate::Measured { bytes_per_second } => {
+        Rate::Measured { bytes_per_second } | Rate::Configured { bytes_per_second } => {
             let namespaces = u64::try_from(namespaces.max(1)).unwrap_or(u64::MAX);
             Some(bytes_per_second / namespaces)
         }
@@ -217,6 +288,22 @@ mod tests {
         assert_eq!(room(RATE, Duration::ZERO), 0);
         assert_eq!(room(Rate::Unknown, seconds(105)), BASELINE * 85);
         assert_eq!(room(Rate::Measured { bytes_per_second: u64::MAX }, Duration::MAX), u64::MAX);
+    }
+
+    #[test]
+    fn connections_follow_the_bandwidth_within_bounds() {
+        let gigabit = |gigabits: u64| gigabits * 1_000_000_000 / 8;
+        let found = [0, 1, 4, 10, 25, 100, 400].map(|gigabits| connections(gigabit(gigabits)));
+        assert_eq!(found, [10, 10, 10, 25, 63, 250, 250]);
+    }
+
+    #[test]
+    fn a_rate_says_how_it_is_known() {
+        let told = |rate: Rate| (rate.expected().bytes_per_second, rate.expected().basis.label());
+        assert_eq!(told(RATE), (100 * MEBI, "measured"));
+        assert_eq!(told(Rate::Configured { bytes_per_second: 7 }), (7, "configured"));
+        assert_eq!(told(Rate::Unknown), (BASELINE, "baseline"));
+        assert_eq!(Rate::Configured { bytes_per_second: 100 }.expected().planned(), 85);
     }
 
     #[test]

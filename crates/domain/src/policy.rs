@@ -24,6 +24,9 @@ pub struct Policy {
     pub replacement: ReplacementPolicy,
     /// What is done on a rebalance recommendation.
     pub rebalance: RebalancePolicy,
+    /// What is saved while nothing is wrong.
+    #[serde(default)]
+    pub background: BackgroundPolicy,
 }
 
 /// Whether anything is done at all.
@@ -136,6 +139,40 @@ pub enum Prepare {
     NodeAndSave,
 }
 
+/// What is saved while nothing is wrong.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "saves", rename_all = "kebab-case")]
+pub enum BackgroundPolicy {
+    /// Nothing.
+    #[default]
+    Never,
+    /// Whatever can be taken without a ring.
+    Every {
+        /// How long after the last save, at least.
+        pause: Duration,
+    },
+}
+
+/// Shortest time between two saves in the background.
+pub const BACKGROUND_MIN: Duration = Duration::from_mins(10);
+
+/// How many times as long as it stood still for its last save a workload runs before the next one in
+/// the background: that costs it two hundredths of its time at most.
+pub const STALL_SHARE: u32 = 50;
+
+impl BackgroundPolicy {
+    /// How long a workload runs between two saves in the background, given how long it stands still
+    /// for one; none if there are none.
+    pub fn pause(self, stall: Duration) -> Option<Duration> {
+        match self {
+            Self::Never => None,
+            Self::Every { pause } => {
+                Some(pause.max(BACKGROUND_MIN).max(stall.saturating_mul(STALL_SHARE)))
+            }
+        }
+    }
+}
+
 /// Two knobs, or a knob and a law of EC2, that do not go together.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{key}` is {value}. It may be {allowed}")]
@@ -176,6 +213,7 @@ impl Policy {
                 replace: Asked::Never,
                 lapse: Duration::from_hours(1),
             },
+            background: BackgroundPolicy::Never,
         }
     }
 
@@ -233,6 +271,18 @@ mod tests {
     #[test]
     fn the_standard_policy_holds_together() {
         assert_eq!(Policy::standard().faults(), []);
+    }
+
+    #[test]
+    fn saves_in_the_background_cost_two_hundredths_of_the_time_at_most() {
+        let every = BackgroundPolicy::Every { pause: Duration::from_mins(15) };
+        let pause = |policy: BackgroundPolicy, seconds| policy.pause(Duration::from_secs(seconds));
+        assert_eq!(pause(every, 0), Some(Duration::from_mins(15)));
+        assert_eq!(pause(every, 18), Some(Duration::from_mins(15)));
+        assert_eq!(pause(every, 60), Some(Duration::from_mins(50)));
+        let often = BackgroundPolicy::Every { pause: Duration::ZERO };
+        assert_eq!(pause(often, 0), Some(BACKGROUND_MIN));
+        assert_eq!(pause(BackgroundPolicy::Never, 0), None);
     }
 
     #[test]

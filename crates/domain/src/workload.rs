@@ -89,6 +89,8 @@ pub enum Hold {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Purpose {
+    /// Time has passed since the last save: it goes on afterwards.
+    Background,
     /// In case: it goes on afterwards.
     Insurance,
     /// Its pod is being ended.
@@ -98,6 +100,16 @@ pub enum Purpose {
     /// One that only a later version knows.
     #[serde(other)]
     Unknown,
+}
+
+impl Purpose {
+    /// Whether the workload goes on afterwards.
+    pub fn goes_on(self) -> bool {
+        match self {
+            Self::Background | Self::Insurance => true,
+            Self::Ending | Self::Interruption | Self::Unknown => false,
+        }
+    }
 }
 
 /// How far the saving of a workload is.

@@ -56,8 +56,11 @@
 //! unparked. For `insurance` it goes on when its bytes are taken. `CallOff` ends a save at any
 //! stage, and sends no more than `Unpark` would if it is parked for it. A save that failed leaves
 //! the workload parked; the agent may ask again, under a new number, and the workload hands over
-//! the same state again. `Pace` says how much time is left, and which best-effort regions to
-//! leave out.
+//! the same state again. `Pace` says how much time is left, when the save is expected to be
+//! durable, and which best-effort regions to leave out.
+//!
+//! `Forecast` may come while nothing is wrong: it says that a notice would not leave time enough
+//! for the state and the step of this workload, or that it would again.
 //!
 //! On SIGTERM the workload says `Terminating`. The agent answers with `Prepare`, with `Leave` if
 //! there is nothing to wait for, or not at all if a save is under way. After `Taken`, or `Leave`,
@@ -93,7 +96,7 @@ use serde::Serialize;
 use crate::ring::Shape;
 
 /// The version that this side speaks.
-pub const VERSION: Version = Version { major: 1, minor: 0 };
+pub const VERSION: Version = Version { major: 1, minor: 1 };
 
 /// Version of the protocol. Same major: they understand each other.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -174,6 +177,8 @@ pub enum ToWorkload {
     Freed(Freed),
     /// How much time there is.
     Pace(Pace),
+    /// Whether a notice would leave time enough, while there is none. Since version 1.1.
+    Forecast(Forecast),
     /// All bytes of a save are taken: the workload is no longer needed for it.
     Taken(SaveId),
     /// The save is committed.
@@ -314,7 +319,7 @@ frames! {
     Progress {
         /// Steps completed.
         step: u64,
-        /// How long a step takes, in nanoseconds.
+        /// How long a step takes, in nanoseconds; 0 if that is not known yet.
         step_ns: u64,
         /// Whether it is parked.
         parked: bool,
@@ -353,7 +358,8 @@ frames! {
         /// How many.
         bytes: u64,
     }
-    /// Parts of the stream lie in files. They do not change any more.
+    /// Parts of the stream lie in files. They do not change any more, and the offset of each
+    /// descriptor is the agent's to move: it looks for holes.
     Given {
         /// Which save.
         save: u64,
@@ -513,6 +519,21 @@ frames! {
         deadline: Option<Deadline>,
         /// Best-effort regions to leave out, if the hand-over has not begun.
         leave_out: Vec<String>,
+    }
+    /// Whether the workload could be saved if the node were interrupted now.
+    Forecast {
+        /// Whether it could, by all that is known.
+        fits: bool,
+        /// Bytes to store.
+        bytes: u64,
+        /// How long that takes, with the step and with those that are stored before, in nanoseconds.
+        eta_ns: u64,
+        /// How long there would be, in nanoseconds.
+        window_ns: u64,
+        /// Bytes per second that this is reckoned by.
+        bytes_per_second: u64,
+        /// In words, for people.
+        text: String,
     }
     /// A save.
     SaveId {

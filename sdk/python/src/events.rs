@@ -111,6 +111,8 @@ impl Happening {
             Event::Asked { .. } => "asked",
             Event::Parked { .. } => "parked",
             Event::HandedOver { .. } => "handed-over",
+            Event::Expected { .. } => "expected",
+            Event::Forecast { .. } => "forecast",
             Event::Durable { .. } => "durable",
             Event::NotSaved { .. } => "not-saved",
             Event::GoesOn { .. } => "goes-on",
@@ -164,6 +166,7 @@ impl Happening {
                 Some(took.as_secs_f64())
             }
             Event::Asked { left, .. } => left.map(|left| left.as_secs_f64()),
+            Event::Expected { left, .. } => Some(left.as_secs_f64()),
             Event::Noticed(notice) => notice.remaining().map(|left| left.as_secs_f64()),
             _ => None,
         }
@@ -172,7 +175,9 @@ impl Happening {
     #[getter]
     fn spare_seconds(&self) -> Option<i64> {
         match &self.event {
-            Event::Durable { spare_seconds, .. } => *spare_seconds,
+            Event::Durable { spare_seconds, .. } | Event::Expected { spare_seconds, .. } => {
+                *spare_seconds
+            }
             _ => None,
         }
     }
@@ -188,6 +193,7 @@ impl Happening {
             | Event::NothingToRestore { reason }
             | Event::Exiting { reason, .. } => Some(reason),
             Event::Resumed { proof, .. } => Some(proof),
+            Event::Forecast { text, .. } => Some(text),
             _ => None,
         }
     }

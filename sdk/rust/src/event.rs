@@ -59,6 +59,21 @@ pub enum Event {
         /// How long it took.
         took: Duration,
     },
+    /// When the state is expected to be committed, by what the agent measures.
+    Expected {
+        /// How long until then.
+        left: Duration,
+        /// From then to the deadline, if there is one; negative if it will not be in time.
+        spare_seconds: Option<i64>,
+    },
+    /// Whether the state could be saved if the node were interrupted now.
+    Forecast {
+        /// Whether it could. If not, that is worth a change: smaller state, shorter steps with
+        /// [`Boat::safe_point`](crate::Boat::safe_point) within them, or fewer workloads on a node.
+        fits: bool,
+        /// Why, in words.
+        text: String,
+    },
     /// The state is committed.
     Durable {
         /// Steps completed in it.
@@ -166,6 +181,11 @@ impl fmt::Display for Event {
                 let (size, seconds) = (Size(*bytes), took.as_secs_f64());
                 write!(to, "step {step} handed over, {size} in {seconds:.1} s")
             }
+            Self::Expected { left, spare_seconds } => expected(to, *left, *spare_seconds),
+            Self::Forecast { fits: true, text } => write!(to, "can be saved at a notice: {text}"),
+            Self::Forecast { fits: false, text } => {
+                write!(to, "WARNING: cannot be saved at a notice: {text}")
+            }
             Self::Durable { step, took, spare_seconds, .. } => {
                 durable(to, *step, *took, *spare_seconds)
             }
@@ -200,6 +220,25 @@ fn asked(to: &mut fmt::Formatter<'_>, cause: Cause, left: Option<Duration>) -> f
     }
 }
 
+fn expected(
+    to: &mut fmt::Formatter<'_>,
+    left: Duration,
+    spare_seconds: Option<i64>,
+) -> fmt::Result {
+    let left = left.as_secs();
+    match spare_seconds {
+        Some(spare) if spare >= 0 => {
+            write!(to, "expected to be durable in {left} s, {spare} s to spare")
+        }
+        Some(spare) => write!(
+            to,
+            "WARNING: expected to be durable in {left} s, {} s too late",
+            spare.unsigned_abs()
+        ),
+        None => write!(to, "expected to be durable in {left} s"),
+    }
+}
+
 fn durable(
     to: &mut fmt::Formatter<'_>,
     step: u64,
@@ -231,6 +270,22 @@ impl fmt::Display for Size {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_expected_reads_as_a_warning_only_if_it_is_too_late() {
+        let expected = |spare_seconds| {
+            Event::Expected { left: Duration::from_secs(70), spare_seconds }.to_string()
+        };
+        assert_eq!(expected(Some(45)), "expected to be durable in 70 s, 45 s to spare");
+        assert_eq!(expected(None), "expected to be durable in 70 s");
+        let late = "WARNING: expected to be durable in 70 s, 8 s too late";
+        assert_eq!(expected(Some(-8)), late);
+        let text = "40.0 GiB take 190 s, and a notice leaves 115 s".to_owned();
+        let forecast = Event::Forecast { fits: false, text };
+        let said =
+            "WARNING: cannot be saved at a notice: 40.0 GiB take 190 s, and a notice leaves 115 s";
+        assert_eq!(forecast.to_string(), said);
+    }
 
     #[test]
     fn a_durable_step_reads_as_people_want_it() {

@@ -16,6 +16,7 @@ use lifeboat_protocol::frame::FromWorkload;
 use lifeboat_protocol::frame::Hello;
 use lifeboat_protocol::frame::KeyInUse;
 use lifeboat_protocol::frame::Lend;
+use lifeboat_protocol::frame::Pace;
 use lifeboat_protocol::frame::Prepare;
 use lifeboat_protocol::frame::Progress;
 use lifeboat_protocol::frame::Ready;
@@ -222,13 +223,11 @@ impl<'a> Conversation<'a> {
                     hand.free.push(freed.slot);
                 }
             }),
-            ToWorkload::Pace(pace) => self.shared.change(|state| {
-                if let Order::Due(due) = &mut state.order
-                    && due.save == pace.save
-                {
-                    due.without.names = pace.leave_out;
-                }
-            }),
+            ToWorkload::Pace(pace) => self.pace(pace),
+            ToWorkload::Forecast(forecast) => {
+                let (fits, text) = (forecast.fits, forecast.text);
+                self.shared.observe(&Event::Forecast { fits, text });
+            }
             ToWorkload::Taken(save) => self.taken(save.save),
             ToWorkload::Durable(durable) => self.durable(&durable),
             ToWorkload::SaveFailed(failed) => self.save_failed(failed),
@@ -341,6 +340,25 @@ impl<'a> Conversation<'a> {
         });
     }
 
+    fn pace(&self, pace: Pace) {
+        if let Some(expected) = pace.expected {
+            let spare = pace.deadline.map(|deadline| {
+                let nanoseconds =
+                    i128::from(deadline.boottime_ns) - i128::from(expected.boottime_ns);
+                i64::try_from(nanoseconds.div_euclid(1_000_000_000)).unwrap_or(i64::MAX)
+            });
+            let left = Moment::from(expected).left();
+            self.shared.observe(&Event::Expected { left, spare_seconds: spare });
+        }
+        self.shared.change(|state| {
+            if let Order::Due(due) = &mut state.order
+                && due.save == pace.save
+            {
+                due.without.names = pace.leave_out;
+            }
+        });
+    }
+
     fn taken(&self, save: u64) {
         self.shared.change(|state| {
             if let Some(hand) = state.passing(self.generation, save)
@@ -411,8 +429,11 @@ impl<'a> Conversation<'a> {
         let (now, is) = (Moment::now(), self.shared.step());
         let elapsed = now.since(since);
         let Some(step) = is.filter(|_| is != was && elapsed >= PROGRESS) else { return };
-        let steps = u128::from(step.saturating_sub(was.unwrap_or(0)).max(1));
-        let step_ns = u64::try_from(elapsed.as_nanos() / steps).unwrap_or(u64::MAX);
+        // The first step that is seen may be that of a state it went on from: it tells no time.
+        let step_ns = was.map_or(0, |was| {
+            let steps = u128::from(step.saturating_sub(was).max(1));
+            u64::try_from(elapsed.as_nanos() / steps).unwrap_or(u64::MAX)
+        });
         let parked = self.shared.change(|state| state.parked.is_some());
         self.told = (now, is);
         self.answer(&FromWorkload::Progress(Progress { step, step_ns, parked }));

@@ -16,10 +16,12 @@ use lifeboat_protocol::frame::Deadline;
 use lifeboat_protocol::frame::Durable;
 use lifeboat_protocol::frame::Filling;
 use lifeboat_protocol::frame::Finished;
+use lifeboat_protocol::frame::Forecast;
 use lifeboat_protocol::frame::FromWorkload;
 use lifeboat_protocol::frame::KeyInUse;
 use lifeboat_protocol::frame::NothingToRestore;
 use lifeboat_protocol::frame::Opened;
+use lifeboat_protocol::frame::Pace;
 use lifeboat_protocol::frame::Purpose;
 use lifeboat_protocol::frame::RestoreId;
 use lifeboat_protocol::frame::RestoreOffer;
@@ -689,6 +691,28 @@ fn hooks_are_told_of_a_notice_and_of_how_much_time_is_left() {
     let (cause, left) = told.lock().unwrap()[0];
     assert_eq!(cause, Cause::Interruption);
     assert!(left.unwrap() > std::time::Duration::from_secs(100));
+}
+
+#[test]
+fn what_is_to_be_expected_of_a_save_is_told_before_it_and_while_it_goes_on() {
+    let peer = Peer::new();
+    let (program, line, events) = pair(&peer);
+    program.step(1);
+    let text = "60.0 GiB are stored within 242 s".to_owned();
+    line.say(&ToWorkload::Forecast(Forecast { fits: false, text, ..Forecast::default() }));
+    contains(&events, "WARNING: cannot be saved at a notice: 60.0 GiB are stored within 242 s");
+    // One that says less, as a later version might, is a warning all the same.
+    line.say(&ToWorkload::Forecast(Forecast::default()));
+    contains(&events, "WARNING: cannot be saved at a notice: ");
+    let at = |seconds: u64| Deadline { boottime_ns: seconds * 1_000_000_000, unix_ms: 0 };
+    let expected = |expected: u64, deadline: u64| {
+        let (expected, deadline) = (Some(at(expected)), Some(at(deadline)));
+        ToWorkload::Pace(Pace { save: 1, expected, deadline, leave_out: Vec::new() })
+    };
+    line.say(&expected(1_000_000_000, 1_000_000_045));
+    contains(&events, ", 45 s to spare");
+    line.say(&expected(1_000_000_000, 999_999_992));
+    contains(&events, ", 8 s too late");
 }
 
 #[test]

@@ -18,6 +18,7 @@ use crate::crd::convert;
 use crate::crd::node_interruption::Save;
 use crate::crd::workload_checkpoint::Ended;
 use crate::crd::workload_checkpoint::Newest;
+use crate::crd::workload_checkpoint::Outlook;
 use crate::crd::workload_checkpoint::WorkloadCheckpointStatus;
 use crate::crd::workload_checkpoint::name_of;
 
@@ -107,6 +108,16 @@ pub async fn record_save(
     apply_status(cluster, index, manager, json!({"saves": {pod_uid: save}})).await
 }
 
+/// Writes whether a state could be saved if its node were interrupted.
+pub async fn record_outlook(
+    cluster: &Cluster,
+    index: (&str, &str),
+    manager: &str,
+    outlook: &Outlook,
+) -> Result<(), ClusterError> {
+    apply_status(cluster, index, manager, json!({"outlook": outlook})).await
+}
+
 /// Takes entries out of an index, by a merge patch of its status.
 pub async fn trim(
     cluster: &Cluster,
@@ -174,6 +185,7 @@ fn status(value: &Value) -> WorkloadCheckpointStatus {
         saves: convert::readable(&value["saves"]),
         ended: convert::readable(&value["ended"]),
         finished: value["finished"].as_bool(),
+        outlook: serde_json::from_value(value["outlook"].clone()).ok(),
     }
 }
 

@@ -6,7 +6,6 @@ use lifeboat_domain::ids::Step;
 use lifeboat_domain::node::facts::Quiet;
 use lifeboat_domain::node::facts::Restore;
 use lifeboat_domain::node::facts::Session;
-use lifeboat_domain::workload::Purpose;
 
 use crate::agent::workloads::Known;
 use crate::agent::workloads::life;
@@ -37,6 +36,9 @@ impl Registry {
             insurance: life.and_then(|life| life.insurance),
             finished: life.and_then(|life| Some((life.identity.job_key.clone()?, life.finished?))),
             size: Some(sizes).filter(|sizes| *sizes > 0).or(saved),
+            step_time: said().filter_map(|one| one.step_time).max(),
+            stall: life.and_then(|life| life.stall),
+            background_since: life.and_then(Life::background_since),
             quiet: quiet(life, said()),
             terminating: said().filter_map(|one| one.terminating).map(|(at, _)| at).min(),
             restore: life.map_or(Restore::No, restore),
@@ -57,7 +59,7 @@ fn session(life: &Life, connected: usize) -> Session {
 
 fn quiet<'a>(life: Option<&Life>, sessions: impl Iterator<Item = &'a life::Session>) -> Quiet {
     let for_insurance = life.is_some_and(|life| match &life.deed {
-        Deed::Saving(save) => save.purpose == Purpose::Insurance,
+        Deed::Saving(save) => save.purpose.goes_on(),
         Deed::Nothing
         | Deed::Looking { .. }
         | Deed::Claiming { .. }

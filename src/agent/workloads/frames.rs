@@ -5,6 +5,9 @@ use std::time::Duration;
 use jiff::Timestamp;
 use lifeboat_domain::deadline::Deadline;
 use lifeboat_domain::deadline::elapsed;
+use lifeboat_domain::deadline::later;
+use lifeboat_domain::node::outlook;
+use lifeboat_domain::node::outlook::Outlook;
 use lifeboat_domain::node::plan::Notice;
 use lifeboat_domain::workload::FailReason;
 use lifeboat_domain::workload::Purpose;
@@ -12,6 +15,8 @@ use lifeboat_protocol::frame;
 use lifeboat_protocol::frame::Cause;
 use lifeboat_protocol::frame::Durable;
 use lifeboat_protocol::frame::Failure;
+use lifeboat_protocol::frame::Forecast;
+use lifeboat_protocol::frame::Pace;
 use lifeboat_protocol::frame::Prepare;
 use lifeboat_protocol::frame::SaveAt;
 use lifeboat_protocol::frame::SaveFailed;
@@ -34,6 +39,7 @@ pub(super) fn deadline(clock: &Clock, at: Timestamp) -> frame::Deadline {
 /// Why a workload is asked.
 pub(super) fn cause(purpose: Purpose) -> Cause {
     match purpose {
+        Purpose::Background => Cause::Background,
         Purpose::Insurance => Cause::Rebalance,
         Purpose::Ending => Cause::Ending,
         Purpose::Interruption => Cause::Interruption,
@@ -44,7 +50,7 @@ pub(super) fn cause(purpose: Purpose) -> Cause {
 /// What becomes of it after.
 pub(super) fn purpose(purpose: Purpose) -> frame::Purpose {
     match purpose {
-        Purpose::Insurance => frame::Purpose::Insurance,
+        Purpose::Background | Purpose::Insurance => frame::Purpose::Insurance,
         Purpose::Ending | Purpose::Interruption | Purpose::Unknown => frame::Purpose::Park,
     }
 }
@@ -52,6 +58,7 @@ pub(super) fn purpose(purpose: Purpose) -> frame::Purpose {
 /// A notice for the user's own hooks.
 pub(super) fn notice(clock: &Clock, notice: &Notice) -> frame::Notice {
     let text = match notice.purpose {
+        Purpose::Background => "time has passed since the last save: the state is saved",
         Purpose::Insurance => "EC2 may take this instance: the state is saved in case",
         Purpose::Ending => "the pod is being ended: the state is saved",
         Purpose::Interruption | Purpose::Unknown => "EC2 takes this instance: the state is saved",
@@ -82,6 +89,30 @@ pub(super) fn save_at(
 ) -> SaveAt {
     let deadline = save.deadline.map(|at| deadline(clock, at.at()));
     SaveAt { save: save.number, step, chunk_bytes, skip_replicated: false, deadline }
+}
+
+/// When a save under way is expected to be committed.
+pub(super) fn expected(clock: &Clock, save: &Save, outlook: &Outlook) -> Pace {
+    let at = |at: Timestamp| deadline(clock, at);
+    Pace {
+        save: save.number,
+        expected: Some(at(later(clock.now(), outlook.eta))),
+        deadline: save.deadline.map(|by| at(by.at())),
+        leave_out: Vec::new(),
+    }
+}
+
+/// Whether a workload could be saved if a notice came now.
+pub(super) fn forecast(outlook: &Outlook) -> Forecast {
+    let nanoseconds = |span: Duration| u64::try_from(span.as_nanos()).unwrap_or(u64::MAX);
+    Forecast {
+        fits: !outlook.is_too_late(),
+        bytes: outlook.bytes,
+        eta_ns: nanoseconds(outlook.eta),
+        window_ns: nanoseconds(outlook::WINDOW),
+        bytes_per_second: outlook.rate.bytes_per_second,
+        text: outlook.to_string(),
+    }
 }
 
 /// A save is committed: how long it took, and how much was left.

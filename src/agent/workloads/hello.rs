@@ -1,7 +1,7 @@
 //! What workloads say: who they are, where they are, and the parts of what is under way.
 
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 use lifeboat_domain::ids::Epoch;
 use lifeboat_domain::workload::Stored;
@@ -36,6 +36,7 @@ use crate::agent::workloads::session::Input;
 use crate::agent::workloads::session::Next;
 use crate::agent::workloads::session::State;
 use crate::agent::workloads::session::Still;
+use crate::data::handed::Handed;
 use crate::data::save::Segment;
 
 /// Most ranks of a job that we meet.
@@ -64,7 +65,7 @@ impl Registry {
         &mut self,
         number: SessionId,
         frame: FromWorkload,
-        descriptors: Vec<OwnedFd>,
+        descriptors: Vec<Handed>,
     ) -> Result<(), Nonsense> {
         if !matches!(frame, FromWorkload::Given(_)) && !descriptors.is_empty() {
             return Err(Nonsense);
@@ -113,13 +114,21 @@ impl Registry {
         let member = session.member;
         match frame {
             FromWorkload::Register(register) => session.bytes = Some(register.layout.bytes()),
-            FromWorkload::Progress(progress) => session.step = Some(progress.step),
+            FromWorkload::Progress(progress) => {
+                session.step = Some(progress.step);
+                let known = Some(progress.step_ns).filter(|step_ns| *step_ns > 0);
+                session.step_time = known.map(Duration::from_nanos).or(session.step_time);
+            }
             FromWorkload::Ready(ready) => session.step = Some(ready.step),
             FromWorkload::Filled(filled) => {
                 let (slot, offset, bytes) = (filled.slot, filled.offset, filled.bytes);
+                self.note(number, |stand| stand.by_ring = true);
                 self.hand_on(number, saving::FromRank::Slot { slot, offset, bytes });
             }
-            FromWorkload::SaveEnd(_) => self.hand_on(number, saving::FromRank::End),
+            FromWorkload::SaveEnd(_) => {
+                self.note(number, |stand| stand.ended = Some(Instant::now()));
+                self.hand_on(number, saving::FromRank::End);
+            }
             FromWorkload::SaveRefused(refused) => {
                 info!(session = number, reason = refused.reason, "workload cannot be saved");
                 session.saving = None;
@@ -192,7 +201,8 @@ impl Registry {
                 let standing =
                     if hello.step.is_some() { Standing::Unknown } else { Standing::Unclaimed };
                 let id = self.number();
-                self.lives.insert(id, Life::new(identity, here.min(world), standing));
+                let now = self.means.clock.now();
+                self.lives.insert(id, Life::new(identity, here.min(world), standing, now));
                 id
             }
         };
@@ -335,9 +345,9 @@ impl Registry {
         &mut self,
         number: SessionId,
         given: Given,
-        descriptors: Vec<OwnedFd>,
+        descriptors: Vec<Handed>,
     ) -> Result<(), Nonsense> {
-        let files: Vec<Arc<OwnedFd>> = descriptors.into_iter().map(Arc::new).collect();
+        let files: Vec<Arc<Handed>> = descriptors.into_iter().map(Arc::new).collect();
         for piece in given.pieces {
             let file = usize::try_from(piece.descriptor).ok().and_then(|which| files.get(which));
             let file = Arc::clone(file.ok_or(Nonsense)?);

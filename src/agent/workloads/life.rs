@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use lifeboat_checkpoint::chunk::Digest;
 use lifeboat_domain::deadline::Deadline;
@@ -13,6 +14,7 @@ use lifeboat_domain::ids::PodUid;
 use lifeboat_domain::ids::Step;
 use lifeboat_domain::workload::Checkpoint;
 use lifeboat_domain::workload::FailReason;
+use lifeboat_domain::workload::Mode;
 use lifeboat_domain::workload::Proof;
 use lifeboat_domain::workload::Purpose;
 use lifeboat_domain::workload::Stored;
@@ -59,6 +61,8 @@ pub(super) struct Session {
     pub(super) member: Option<Member>,
     /// Steps completed, as it last said.
     pub(super) step: Option<u64>,
+    /// How long a step takes, as it last said.
+    pub(super) step_time: Option<Duration>,
     /// Size of its state, as it last said.
     pub(super) bytes: Option<u64>,
     /// The step at which it says it was parked before its line broke.
@@ -141,6 +145,23 @@ pub(super) struct Life {
     pub(super) uninsured: Option<FailReason>,
     /// Opens the gate of its restore.
     pub(super) proof: watch::Sender<Option<Proof>>,
+    /// When a save after which it goes on ended last, however it ended; or since when it runs.
+    pub(super) tried_at: jiff::Timestamp,
+    /// How long it stood still for the last such save.
+    pub(super) stall: Option<Duration>,
+    /// What its last save went through.
+    pub(super) passage: Passage,
+}
+
+/// What a state goes through on its way to us.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Passage {
+    /// It was not saved yet.
+    Unknown,
+    /// A ring: the workload stands still until its last byte is stored.
+    Ring,
+    /// Files: it stands still until they are handed over.
+    Files,
 }
 
 /// How a life's history stands.
@@ -227,6 +248,39 @@ pub(super) struct Save {
     pub(super) excuse: FailReason,
     /// How often it began anew because a line broke.
     pub(super) again: u32,
+    /// How long the workload stands still for it.
+    pub(super) stand: Stand,
+}
+
+/// How long a workload stands still for a save.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Stand {
+    /// When it was told at which step.
+    pub(super) told: Option<Instant>,
+    /// When it began to hand over.
+    pub(super) begun: Option<Instant>,
+    /// When it had handed over all.
+    pub(super) ended: Option<Instant>,
+    /// Whether any of it went through a ring.
+    pub(super) by_ring: bool,
+}
+
+impl Stand {
+    /// How long it stood still, now that its save is committed. Not what it took it to put its state
+    /// together before it handed that over: nobody tells us.
+    pub(super) fn stall(&self, mode: Mode, now: Instant) -> Duration {
+        let span = |from: Option<Instant>, to: Option<Instant>| {
+            from.zip(to).map_or(Duration::ZERO, |(from, to)| to.saturating_duration_since(from))
+        };
+        match mode {
+            // It runs on while its folder is read.
+            Mode::Directory => Duration::ZERO,
+            Mode::Http => span(self.told, self.begun),
+            Mode::Sdk | Mode::Sigterm | Mode::None | Mode::Unknown => {
+                span(self.begun, if self.by_ring { Some(now) } else { self.ended })
+            }
+        }
+    }
 }
 
 /// How far a save is.
@@ -255,7 +309,12 @@ pub(super) enum Stage {
 
 impl Life {
     /// A life without ranks yet.
-    pub(super) fn new(identity: Identity, here: u32, standing: Standing) -> Self {
+    pub(super) fn new(
+        identity: Identity,
+        here: u32,
+        standing: Standing,
+        now: jiff::Timestamp,
+    ) -> Self {
         Self {
             identity,
             speaker: Speaker::Itself,
@@ -272,7 +331,22 @@ impl Life {
             insurance: None,
             uninsured: None,
             proof: watch::Sender::new(None),
+            tried_at: now,
+            stall: None,
+            passage: Passage::Unknown,
         }
+    }
+
+    /// Since when it could be saved in the background; none if it cannot, or nobody knows: what goes
+    /// through a ring would hold it up for as long as the upload takes.
+    pub(super) fn background_since(&self) -> Option<jiff::Timestamp> {
+        let by_files = match (self.speaker, self.passage) {
+            (Speaker::StandIn, _) | (Speaker::Itself, Passage::Files) => true,
+            (Speaker::Itself, Passage::Ring | Passage::Unknown) => false,
+        };
+        let claimed = matches!(self.standing, Standing::Claimed(_));
+        let may = by_files && claimed && self.identity.job_key.is_some();
+        may.then(|| self.saved.map_or(self.tried_at, |saved| saved.at.max(self.tried_at)))
     }
 
     /// Its ranks that are connected.

@@ -1,7 +1,7 @@
 //! One workload's line: what is heard goes to the registry, what is to be said waits in a queue.
 
 use std::os::fd::AsFd;
-use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 use lifeboat_protocol::frame::FromWorkload;
 use lifeboat_protocol::frame::ToWorkload;
@@ -10,6 +10,8 @@ use tracing::debug;
 
 use crate::adapters::workload_socket::Connection;
 use crate::adapters::workload_socket::SocketError;
+use crate::data::handed::Allowance;
+use crate::data::handed::Handed;
 use crate::data::ring::Ring;
 use crate::data::save::Part;
 use crate::error::Chain;
@@ -19,6 +21,10 @@ use crate::metrics;
 /// Frames that may wait until a workload reads them. One that reads none is cut off.
 const FRAMES_MAX: usize = 256;
 
+/// How long a workload whose pod has handed over as many descriptors as it may waits until some are
+/// stored. Its line is not read meanwhile, so that what it sends stays its own.
+const ROOM: Duration = Duration::from_mins(1);
+
 /// Numbers the connections of this agent's life.
 pub(super) type SessionId = u64;
 
@@ -26,7 +32,7 @@ pub(super) type SessionId = u64;
 #[derive(Debug)]
 pub(super) enum Heard {
     /// A frame, with its descriptors.
-    Frame(Box<FromWorkload>, Vec<OwnedFd>),
+    Frame(Box<FromWorkload>, Vec<Handed>),
     /// A stand-in's parts of the stream of a save.
     Files {
         /// Which save.
@@ -89,13 +95,13 @@ impl Mouth {
 pub(super) async fn serve(
     connection: Connection,
     number: SessionId,
-    unsaid: Unsaid,
+    (unsaid, allowance): (Unsaid, Allowance),
     tell: mpsc::Sender<(SessionId, Heard)>,
 ) {
     let served = tokio::select! {
         biased;
         written = write(&connection.sender, unsaid) => written,
-        read = read(connection.receiver, number, &tell) => read,
+        read = read(connection.receiver, (number, allowance), &tell) => read,
     };
     if let Err(error) = served {
         metrics::error("workload_socket", error.label());
@@ -118,10 +124,15 @@ async fn write(
 
 async fn read(
     mut receiver: crate::adapters::workload_socket::Receiver,
-    number: SessionId,
+    (number, allowance): (SessionId, Allowance),
     tell: &mpsc::Sender<(SessionId, Heard)>,
 ) -> Result<(), SocketError> {
     while let Some((frame, descriptors)) = receiver.receive().await? {
+        let counted = tokio::time::timeout(ROOM, allowance.count(descriptors)).await;
+        let Ok(descriptors) = counted else {
+            metrics::overflow("workload_descriptors");
+            break;
+        };
         let heard = Heard::Frame(Box::new(frame), descriptors);
         if tell.send((number, heard)).await.is_err() {
             break;

@@ -12,6 +12,7 @@ use lifeboat_domain::ids::Step;
 use lifeboat_domain::node::facts::Asked;
 use lifeboat_domain::node::plan::Notice;
 use lifeboat_domain::workload::FailReason;
+use lifeboat_domain::workload::Mode;
 use lifeboat_domain::workload::Purpose;
 use lifeboat_domain::workload::Restore as Wanted;
 use lifeboat_domain::workload::Stored;
@@ -35,9 +36,11 @@ use crate::agent::workloads::life::Deed;
 use crate::agent::workloads::life::Life;
 use crate::agent::workloads::life::LifeId;
 use crate::agent::workloads::life::Outcome;
+use crate::agent::workloads::life::Passage;
 use crate::agent::workloads::life::Save;
 use crate::agent::workloads::life::Speaker;
 use crate::agent::workloads::life::Stage;
+use crate::agent::workloads::life::Stand;
 use crate::agent::workloads::life::Standing;
 use crate::agent::workloads::life::Task;
 use crate::agent::workloads::line::SessionId;
@@ -72,6 +75,8 @@ const AGREE_MIN: Duration = Duration::from_secs(5);
 const AGREE_MAX: Duration = Duration::from_secs(30);
 /// What a save without a deadline may take.
 const NO_HURRY: Duration = Duration::from_mins(10);
+/// What a save in the background may take.
+const BACKGROUND_MAX: Duration = Duration::from_hours(1);
 
 impl Registry {
     /// Starts what is due for a life. Looks at what is so now, whatever happened.
@@ -96,7 +101,7 @@ impl Registry {
             }
             (Deed::Saving(_), _) => self.gather(id),
             (Deed::Restoring { .. }, Outcome::Pending) => {
-                if wanted.is_some_and(|notice| notice.purpose != Purpose::Insurance) {
+                if wanted.is_some_and(|notice| !notice.purpose.goes_on()) {
                     self.stop_restore(id, wanted);
                 }
             }
@@ -112,7 +117,7 @@ impl Registry {
     /// A save is wanted and nothing is under way.
     fn answer(&mut self, id: LifeId, notice: Notice) {
         let Some(life) = self.lives.get(&id) else { return };
-        let insurance = notice.purpose == Purpose::Insurance;
+        let insurance = notice.purpose.goes_on();
         let wants = self.any(life, |session| session.wants.is_some());
         let unclaimed = life.standing == Standing::Unclaimed;
         if life.standing == Standing::Finished {
@@ -224,7 +229,8 @@ impl Registry {
         let stage = Stage::Gathering { until: self.agree_by(deadline) };
         let began = self.means.clock.now();
         let (number, excuse) = (self.number(), FailReason::NoAnswer);
-        let save = Save { number, purpose, deadline, began, stage, excuse, again: 0 };
+        let stand = Stand::default();
+        let save = Save { number, purpose, deadline, began, stage, excuse, again: 0, stand };
         self.set(id, Deed::Saving(save));
         self.gather(id);
     }
@@ -313,6 +319,7 @@ impl Registry {
             Task(self.tasks.spawn(async move { Done::Saved(id, number, saving.run(lines).await) }));
         if let Some(Life { deed: Deed::Saving(save), .. }) = self.lives.get_mut(&id) {
             save.stage = Stage::HandingOver { _task: task, go, begun: BTreeMap::new() };
+            save.stand = Stand { told: Some(Instant::now()), ..Stand::default() };
         }
     }
 
@@ -321,13 +328,25 @@ impl Registry {
         let Deed::Saving(save) = &life.deed else { return None };
         // A folder is ours until it is stored, however long its pod is gone by then.
         let outlives = life.speaker == Speaker::StandIn && save.purpose == Purpose::Ending;
-        let by = self.by(save.deadline.filter(|_| !outlives));
+        let by = match save.purpose {
+            // It is paced, so that it takes its time.
+            Purpose::Background => Deadline::after(self.means.clock.now(), BACKGROUND_MAX),
+            Purpose::Insurance | Purpose::Ending | Purpose::Interruption | Purpose::Unknown => {
+                self.by(save.deadline.filter(|_| !outlives))
+            }
+        };
+        let direction = match save.purpose {
+            Purpose::Background => Direction::Background,
+            Purpose::Insurance | Purpose::Ending | Purpose::Interruption | Purpose::Unknown => {
+                Direction::Save
+            }
+        };
         Some(Saving {
             save: save.number,
             means: self.save_means(life, by)?,
             life: self.life_of(life, save.deadline),
             scheduler: self.means.scheduler.clone(),
-            demand: self.demand(life, Direction::Save, save.deadline)?,
+            demand: self.demand(life, direction, save.deadline)?,
             chunk: self.means.place.chunk,
             go,
         })
@@ -341,6 +360,17 @@ impl Registry {
             && let Stage::HandingOver { begun, .. } = &mut save.stage
         {
             begun.insert(member.rank, bytes);
+            save.stand.begun.get_or_insert_with(Instant::now);
+        }
+    }
+
+    /// Takes note of how long a workload stands still.
+    pub(super) fn note(&mut self, number: SessionId, note: impl FnOnce(&mut Stand)) {
+        let member = self.sessions.get(&number).and_then(|session| session.member);
+        if let Some(Life { deed: Deed::Saving(save), .. }) =
+            member.and_then(|member| self.lives.get_mut(&member.life))
+        {
+            note(&mut save.stand);
         }
     }
 
@@ -360,7 +390,7 @@ impl Registry {
         let clock = self.means.clock.clone();
         let Some(life) = self.lives.get_mut(&id) else { return };
         let Deed::Saving(save) = &mut life.deed else { return };
-        if save.purpose == Purpose::Insurance && notice.purpose != Purpose::Insurance {
+        if save.purpose.goes_on() && !notice.purpose.goes_on() {
             let called_off = ToWorkload::CallOff(SaveId { save: save.number });
             life.deed = Deed::Nothing;
             life.standing = Standing::Unknown;
@@ -415,6 +445,7 @@ impl Registry {
             return;
         }
         let (purpose, deadline, began) = (save.purpose, save.deadline, save.began);
+        let stand = save.stand;
         if self.all_are(id, State::Finishing) {
             return self.on_saved_before_the_end(id, result);
         }
@@ -426,7 +457,11 @@ impl Registry {
                 metrics::checkpoint("durable", committed.bytes, took);
                 let durable = frames::durable((number, &committed), (took, deadline, now));
                 life.committed(committed, now);
+                life.passage = if stand.by_ring { Passage::Ring } else { Passage::Files };
                 self.tell(id, &ToWorkload::Durable(durable));
+                if purpose.goes_on() {
+                    self.stood(id, stand);
+                }
                 self.settle(id, purpose);
             }
             Err(error) => {
@@ -435,6 +470,18 @@ impl Registry {
                 self.on_save_failed(id, number, &error);
             }
         }
+    }
+
+    /// A workload stood still for a save, and goes on.
+    fn stood(&mut self, id: LifeId, stand: Stand) {
+        let now = self.means.clock.now();
+        let Some(life) = self.lives.get_mut(&id) else { return };
+        let pod = life.pods.first().and_then(|uid| self.pods.get(uid));
+        let mode = pod.map_or(Mode::Unknown, |pod| pod.entry.wishes.mode);
+        let stall = stand.stall(mode, Instant::now());
+        metrics::checkpoint_stall(stall);
+        info!(life = id, ?stall, "workload stood still for a save, and goes on");
+        (life.tried_at, life.stall) = (now, Some(stall));
     }
 
     /// The program has ended its work while it was saved: whatever came of that, the end follows.
@@ -472,12 +519,12 @@ impl Registry {
             bytes = saved.bytes,
             "checkpoint durable"
         );
-        if purpose == Purpose::Insurance {
+        if purpose.goes_on() {
             life.insurance = Some(saved);
             let pods = life.pods.clone();
             for uid in pods {
                 if let Some(pod) = self.pods.get_mut(&uid)
-                    && matches!(pod.asked, Asked::Save { purpose: Purpose::Insurance, .. })
+                    && matches!(pod.asked, Asked::Save { purpose, .. } if purpose.goes_on())
                 {
                     pod.asked = Asked::Nothing;
                 }
@@ -585,7 +632,8 @@ impl Registry {
     /// A save will not be. The workload stays where it is; what it was told of it, it knows.
     fn fail(&mut self, id: LifeId, why: FailReason) {
         let wanted = self.lives.get(&id).and_then(|life| self.wanted(life));
-        let insurance = wanted.is_some_and(|notice| notice.purpose == Purpose::Insurance);
+        let insurance = wanted.is_some_and(|notice| notice.purpose.goes_on());
+        let now = self.means.clock.now();
         let Some(life) = self.lives.get_mut(&id) else { return };
         if let Deed::Saving(save) = &life.deed {
             let failed = frames::save_failed(save.number, Failure::Unknown, why.label().to_owned());
@@ -595,7 +643,7 @@ impl Registry {
         warn!(life = id, why = why.label(), "workload will not be saved");
         let Some(life) = self.lives.get_mut(&id) else { return };
         if insurance {
-            life.uninsured = Some(why);
+            (life.uninsured, life.tried_at) = (Some(why), now);
             return self.move_all(id, Input::GoOn);
         }
         life.outcome = Outcome::Failed(why);

@@ -1,7 +1,6 @@
 //! The registry itself: takes orders and frames one at a time, and starts what is then due.
 
 use std::collections::BTreeMap;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
@@ -9,6 +8,8 @@ use std::time::Duration;
 
 use lifeboat_domain::ids::PodUid;
 use lifeboat_domain::node::facts::Asked;
+use lifeboat_domain::node::outlook;
+use lifeboat_domain::node::outlook::Outlook;
 use lifeboat_domain::node::plan::Notice;
 use lifeboat_domain::workload::Checkpoint;
 use lifeboat_domain::workload::Proof;
@@ -54,6 +55,8 @@ use crate::agent::workloads::stand_in::Seat;
 use crate::agent::workloads::stand_in::directory::Directory;
 use crate::agent::workloads::stand_in::http::Caller;
 use crate::data::buffers::Buffers;
+use crate::data::handed::Allowance;
+use crate::data::handed::Handed;
 use crate::data::history::History;
 use crate::data::history::Owner;
 use crate::error::Chain;
@@ -64,6 +67,9 @@ use crate::metrics;
 const HEARD_MAX: usize = 256;
 /// Most connections of one pod.
 const CONNECTIONS_MAX: usize = 32;
+/// Most descriptors of one pod that are held at a time, beside those of its lines and of the one
+/// frame on each that is being read.
+const DESCRIPTORS_MAX: usize = 1024;
 /// How long a connection may say nothing at first.
 const HELLO: Duration = Duration::from_secs(10);
 /// How long a workload that saw SIGTERM waits until somebody asks it to save.
@@ -107,6 +113,8 @@ pub(super) struct Pod {
     pub(super) life: Option<LifeId>,
     /// What the bucket says of a pod whose workload is silent.
     pub(super) before: Before,
+    /// How many descriptors it may hand over at a time.
+    pub(super) allowance: Allowance,
 }
 
 /// Whether a pod's socket is there, or its folder.
@@ -228,6 +236,7 @@ impl Registry {
             Order::Ask(uid, notice) => self.ask(&uid, notice),
             Order::Save(uid) => self.let_store(&uid),
             Order::CallOff(uid) => self.call_off(&uid),
+            Order::Expect(uid, outlook) => self.expect(&uid, &outlook),
             Order::AllowRestore(uid, proof) => self.allow_restore(&uid, proof),
         }
     }
@@ -289,7 +298,8 @@ impl Registry {
             None => Before::Nothing,
         };
         let asked = Asked::Nothing;
-        let pod = Pod { entry, history, service, asked, life: None, before };
+        let allowance = Allowance::new(DESCRIPTORS_MAX);
+        let pod = Pod { entry, history, service, asked, life: None, before, allowance };
         self.pods.insert(uid, pod);
         metrics::workloads(self.pods.len());
     }
@@ -340,7 +350,10 @@ impl Registry {
         let Some(id) = pod.life else { return };
         info!(pod = %pod.entry.pod, ?purpose, "workload asked for its state");
         let told = frames::notice(&self.means.clock, &notice);
-        self.tell(id, &ToWorkload::Notice(told));
+        // Nothing is coming, where time has merely passed.
+        if purpose != Purpose::Background {
+            self.tell(id, &ToWorkload::Notice(told));
+        }
         if let Some(life) = self.lives.get_mut(&id)
             && let Outcome::Failed(_) = life.outcome
         {
@@ -353,6 +366,20 @@ impl Registry {
         self.advance(id);
     }
 
+    /// Tells a pod's ranks what is to be expected of their save.
+    fn expect(&self, uid: &PodUid, outlook: &Outlook) {
+        let Some(id) = self.pods.get(uid).and_then(|pod| pod.life) else { return };
+        let Some(life) = self.lives.get(&id) else { return };
+        let told = match (outlook.of, &life.deed) {
+            (outlook::Save::AtNotice, _) => ToWorkload::Forecast(frames::forecast(outlook)),
+            (outlook::Save::UnderWay { .. }, Deed::Saving(save)) => {
+                ToWorkload::Pace(frames::expected(&self.means.clock, save, outlook))
+            }
+            (outlook::Save::UnderWay { .. }, _) => return,
+        };
+        self.tell(id, &told);
+    }
+
     fn allow_restore(&mut self, uid: &PodUid, proof: Proof) {
         let life = self.pods.get(uid).and_then(|pod| pod.life);
         if let Some(life) = life.and_then(|id| self.lives.get(&id)) {
@@ -362,14 +389,15 @@ impl Registry {
 
     fn on_connection(&mut self, uid: PodUid, connection: Connection) {
         let open = self.sessions.values().filter(|session| session.pod == uid).count();
-        if open >= CONNECTIONS_MAX || !self.pods.contains_key(&uid) {
+        let allowance = self.pods.get(&uid).map(|pod| pod.allowance.clone());
+        let Some(allowance) = allowance.filter(|_| open < CONNECTIONS_MAX) else {
             metrics::overflow("workload_connections");
             return;
-        }
+        };
         let (number, unsaid) = self.begin_session(uid, connection.pid, Speaker::Itself);
         let tell = self.tell.clone();
         self.tasks.spawn(async move {
-            line::serve(connection, number, unsaid, tell).await;
+            line::serve(connection, number, (unsaid, allowance), tell).await;
             Done::Nothing
         });
     }
@@ -391,6 +419,7 @@ impl Registry {
             hello_by: Instant::now() + HELLO,
             member: None,
             step: None,
+            step_time: None,
             bytes: None,
             parked_at: None,
             parked_since: None,
@@ -420,7 +449,7 @@ impl Registry {
         &mut self,
         number: SessionId,
         frame: frame::FromWorkload,
-        descriptors: Vec<OwnedFd>,
+        descriptors: Vec<Handed>,
     ) {
         if self.sessions.contains_key(&number)
             && self.take_frame(number, frame, descriptors).is_err()
@@ -622,7 +651,7 @@ impl Registry {
     /// Whether a pod has nothing more to run for: what it began is saved, and then it ends.
     pub(super) fn is_ending(&self, uid: &PodUid) -> bool {
         self.pods.get(uid).is_some_and(|pod| match pod.asked {
-            Asked::Save { purpose, .. } => purpose != Purpose::Insurance,
+            Asked::Save { purpose, .. } => !purpose.goes_on(),
             Asked::Nothing | Asked::Unknown => false,
         })
     }

@@ -63,7 +63,8 @@ fn told(Said { frame, ring }: Said) -> Told {
     match frame {
         ToWorkload::Prepare(prepare) => Told::Asked(prepare.cause),
         ToWorkload::SaveAt(at) => Told::Save(at),
-        ToWorkload::Pace(_) => Told::Sooner,
+        // What is expected of its save alone makes no time dearer.
+        ToWorkload::Pace(pace) if pace.expected.is_none() => Told::Sooner,
         ToWorkload::CallOff(_) => Told::CalledOff,
         ToWorkload::RestoreOffer(offer) => Told::Offer(Box::new(offer)),
         ToWorkload::Lend(_) => Told::Ring(ring),
@@ -84,6 +85,8 @@ fn told(Said { frame, ring }: Said) -> Told {
         }
         ToWorkload::Welcome(_)
         | ToWorkload::Notice(_)
+        | ToWorkload::Pace(_)
+        | ToWorkload::Forecast(_)
         | ToWorkload::Freed(_)
         | ToWorkload::Taken(_)
         | ToWorkload::Durable(_)

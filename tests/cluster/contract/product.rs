@@ -485,6 +485,7 @@ async fn an_index_is_made_by_its_first_word(witness: &mut Witness) {
         durable_at: noon(),
         pod_uid: "u1".to_owned(),
         node: "gpu-1".to_owned(),
+        stall_milliseconds: None,
     };
     let told = checkpoints::record_newest(&cluster, index, "lifeboat-agent", (&newest, None)).await;
     witness.note("newest", word(&told));

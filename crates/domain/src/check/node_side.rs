@@ -66,7 +66,7 @@ impl Court<'_> {
         let meant = match notice.purpose {
             Purpose::Interruption => self.deadline().is_some(),
             Purpose::Ending => matches!(workload.ending, Ending::By { .. }),
-            Purpose::Insurance => notice.deadline.is_none(),
+            Purpose::Background | Purpose::Insurance => notice.deadline.is_none(),
             Purpose::Unknown => false,
         };
         keep(Rule::AdviceKillsNothing, meant)

@@ -67,6 +67,16 @@ pub struct Workload {
     pub report: Report,
     /// How many bytes a save of it takes, by the last one or by what it holds.
     pub size: Option<u64>,
+    /// How long a step of it takes, if it counts steps and said so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub step_time: Option<Duration>,
+    /// How long it stood still for the last save after which it went on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stall: Option<Duration>,
+    /// When it was last saved, or that was tried, or since when it runs; none if its state cannot
+    /// be taken in the background, or nobody knows that it can.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub background_since: Option<Timestamp>,
     /// Whether it does anything.
     pub quiet: Quiet,
     /// Whether its pod is being ended: a deletion timestamp, or SIGTERM seen by its SDK.

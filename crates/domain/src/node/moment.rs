@@ -81,6 +81,8 @@ impl Moment<'_> {
         let reason = match workload.asked {
             _ if workload.report.checkpoint.is_settled() => return None,
             Asked::Nothing | Asked::Unknown if unasked => reason,
+            // The last one failed, and its time has come again.
+            Asked::Save { purpose, .. } if unasked && purpose == Purpose::Background => reason,
             Asked::Save { purpose, deadline }
                 if is_tighter(notice, Notice { purpose, deadline }) =>
             {
@@ -123,7 +125,7 @@ impl Moment<'_> {
         let under_way = is_being_stored(workload);
         let unwanted = match workload.asked {
             Asked::Nothing | Asked::Unknown => false,
-            Asked::Save { purpose: Purpose::Insurance, .. } => {
+            Asked::Save { purpose, .. } if purpose.goes_on() => {
                 self.notice(workload).is_none() || !self.may_act(workload)
             }
             Asked::Save { .. } => !self.may_act(workload) && !is_ending(workload),
@@ -215,8 +217,10 @@ impl Moment<'_> {
 
     /// Whether the agent must stay for a workload: its state is being taken, or its end watched.
     pub(super) fn is_in_hand(&self, workload: &Workload) -> bool {
-        let saving =
-            is_being_stored(workload) && (!is_ended(workload) || has_handed_over(workload));
+        let background = matches!(workload.asked, Asked::Save { purpose: Purpose::Background, .. });
+        let saving = is_being_stored(workload)
+            && !background
+            && (!is_ended(workload) || has_handed_over(workload));
         let interrupted = self.facts.signals.deadline().is_some();
         let concerned = interrupted || is_ending(workload);
         match workload.report.release {
@@ -244,7 +248,8 @@ impl Moment<'_> {
         let again = (!steps.is_empty()).then(|| later(self.now, LOOK_AGAIN));
         let deadline = self.facts.signals.deadline();
         let thaw = deadline.map(|deadline| earlier(deadline.at(), THAW_BY));
-        let workloads = self.facts.workloads.values().flat_map(dues);
+        let background = self.facts.workloads.values().map(|one| self.background_due(one));
+        let workloads = self.facts.workloads.values().flat_map(dues).chain(background);
         [again, thaw, deadline.map(Deadline::at), self.lapse()]
             .into_iter()
             .chain(workloads)
@@ -266,12 +271,29 @@ impl Moment<'_> {
             let notice = Notice { purpose: Purpose::Ending, deadline: ends };
             return Some((notice, Reason::Ending));
         }
-        let advised = self.facts.signals.advised_at()?;
-        let fresh = self.now < self.lapse()?;
+        if self.is_to_be_insured(workload) {
+            let notice = Notice { purpose: Purpose::Insurance, deadline: None };
+            return Some((notice, Reason::Advised));
+        }
+        let due = self.background_due(workload)?;
+        let notice = Notice { purpose: Purpose::Background, deadline: None };
+        (due <= self.now).then_some((notice, Reason::Background))
+    }
+
+    /// Whether the instance is at risk, and the workload not saved since that was said.
+    fn is_to_be_insured(&self, workload: &Workload) -> bool {
+        let (Some(advised), Some(lapse)) = (self.facts.signals.advised_at(), self.lapse()) else {
+            return false;
+        };
         let insured = workload.report.insurance.is_some_and(|stored| stored.at >= advised);
         let wanted = self.policy.rebalance.prepare == Prepare::NodeAndSave;
-        let notice = Notice { purpose: Purpose::Insurance, deadline: None };
-        (fresh && wanted && !insured).then_some((notice, Reason::Advised))
+        self.now < lapse && wanted && !insured
+    }
+
+    /// When a workload is saved next while nothing is wrong.
+    fn background_due(&self, workload: &Workload) -> Option<Timestamp> {
+        let pause = self.policy.background.pause(workload.stall.unwrap_or_default())?;
+        Some(later(workload.background_since?, pause))
     }
 
     fn lapse(&self) -> Option<Timestamp> {
@@ -314,7 +336,7 @@ fn dues(workload: &Workload) -> [Option<Timestamp>; 4] {
     [gate, progress, last_word, workload.ending.ends_at()]
 }
 
-fn waiting(workload: &Workload) -> Option<Waiting> {
+pub(super) fn waiting(workload: &Workload) -> Option<Waiting> {
     let handed_over = match workload.session {
         Session::HandedOver { bytes } => bytes,
         Session::None | Session::Open | Session::Unknown => None,
@@ -382,7 +404,7 @@ fn is_being_stored(workload: &Workload) -> bool {
     matches!(workload.report.checkpoint, Checkpoint::Asked | Checkpoint::Saving { .. })
 }
 
-fn is_leaving(workload: &Workload) -> bool {
+pub(super) fn is_leaving(workload: &Workload) -> bool {
     is_ending(workload) || is_ended(workload)
 }
 
@@ -394,6 +416,6 @@ fn is_ended(workload: &Workload) -> bool {
     matches!(workload.containers, Containers::Ended { .. })
 }
 
-fn has_handed_over(workload: &Workload) -> bool {
+pub(super) fn has_handed_over(workload: &Workload) -> bool {
     matches!(workload.session, Session::HandedOver { .. })
 }

@@ -139,6 +139,8 @@ pub enum Reason {
     Interrupted,
     /// The instance is at risk.
     Advised,
+    /// Time has passed since the last save.
+    Background,
     /// The pod is being ended.
     Ending,
     /// The deadline moved earlier, or the purpose is graver, since it was asked.
@@ -232,9 +234,10 @@ impl Action {
 
 impl Reason {
     /// Every reason there is.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Interrupted,
         Self::Advised,
+        Self::Background,
         Self::Ending,
         Self::Tightened,
         Self::HandedOver,
@@ -253,6 +256,7 @@ impl Reason {
         match self {
             Self::Interrupted => "Interrupted",
             Self::Advised => "Advised",
+            Self::Background => "Background",
             Self::Ending => "Ending",
             Self::Tightened => "Tightened",
             Self::HandedOver => "HandedOver",

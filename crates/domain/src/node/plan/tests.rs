@@ -1,5 +1,7 @@
 //! What the node's side does next, row by row.
 
+use std::time::Duration;
+
 use super::*;
 use crate::budget::Rate;
 use crate::cluster::facts::Pause;
@@ -11,6 +13,7 @@ use crate::node::facts::Restore;
 use crate::node::facts::Session;
 use crate::node::facts::Told;
 use crate::node::facts::Workload;
+use crate::policy::BackgroundPolicy;
 use crate::policy::OperatingMode;
 use crate::policy::Prepare;
 use crate::samples::Changed;
@@ -208,6 +211,65 @@ fn advice_saves_in_case_and_a_lapse_calls_it_off() {
     policy.rebalance.prepare = Prepare::Node;
     assert_eq!(plan(&advised(served("a")), &policy, at(0)).steps, []);
     assert_eq!(plan(&advised(served("a")), &policy, at(0)).hand, Hand::Idle);
+}
+
+#[test]
+fn time_alone_saves_in_the_background_where_policy_says_so() {
+    let mut policy = Policy::standard();
+    let facts = |workload: Workload| node_facts([workload]).with(quiet_node);
+    let runs = known(served("a").with(|one| one.background_since = Some(at(0))));
+    let steps = |workload: &Workload, policy: &Policy, second: i64| -> Vec<String> {
+        let plan = plan(&facts(workload.clone()), policy, at(second));
+        assert_eq!(plan.refused, []);
+        plan.steps.iter().map(ToString::to_string).collect()
+    };
+    assert_eq!(steps(&runs, &policy, 86_400), [""; 0]);
+    policy.background = BackgroundPolicy::Every { pause: Duration::from_mins(15) };
+    assert_eq!(steps(&runs, &policy, 899), [""; 0]);
+    assert_eq!(plan(&facts(runs.clone()), &policy, at(100)).next, next_at(900));
+    assert_eq!(steps(&runs, &policy, 900), ["ask a because Background"]);
+    assert_eq!(plan(&facts(runs.clone()), &policy, at(900)).hand, Hand::Idle);
+    // Fifty times as long as it stands still for one.
+    let slow = runs.clone().with(|one| one.stall = Some(Duration::from_mins(1)));
+    assert_eq!(steps(&slow, &policy, 2999), [""; 0]);
+    assert_eq!(steps(&slow, &policy, 3000), ["ask a because Background"]);
+    let under_way = runs.clone().with(|one| {
+        one.asked = Asked::Save { purpose: Purpose::Background, deadline: None };
+        one.report.checkpoint = Checkpoint::Asked;
+    });
+    assert_eq!(steps(&under_way, &policy, 901), [""; 0]);
+    assert_eq!(steps(&under_way, &Policy::standard(), 901), ["call-off a because CalledOff"]);
+    // One that failed is tried again when its time has come again.
+    let failed = under_way.with(|one| {
+        one.report.checkpoint = Checkpoint::Idle;
+        one.background_since = Some(at(950));
+    });
+    assert_eq!(steps(&failed, &policy, 1849), [""; 0]);
+    assert_eq!(steps(&failed, &policy, 1850), ["ask a because Background"]);
+    // Whoever goes through a ring is not asked, and whoever is on a node that is taken for another
+    // reason.
+    let ring = known(served("a"));
+    assert_eq!(steps(&ring, &policy, 86_400), [""; 0]);
+    let interrupted = plan(&node_facts([runs]), &policy, at(100));
+    assert_eq!(interrupted.steps[0].reason, Reason::Interrupted);
+}
+
+#[test]
+fn advice_and_a_notice_go_before_a_save_in_the_background() {
+    let policy = Policy {
+        background: BackgroundPolicy::Every { pause: Duration::from_mins(10) },
+        ..Policy::standard()
+    };
+    let under_way = known(served("a").with(|one| {
+        one.background_since = Some(at(-1000));
+        one.asked = Asked::Save { purpose: Purpose::Background, deadline: None };
+        one.report.checkpoint = saving();
+    }));
+    for signals in [advice(), notice()] {
+        let facts = node_facts([under_way.clone()]).with(|facts| facts.signals = signals.clone());
+        let steps = plan(&facts, &policy, at(5)).steps;
+        assert_eq!(steps[0].to_string(), "ask a because Tightened");
+    }
 }
 
 #[test]
