@@ -124,6 +124,22 @@ pub fn ring_lent(bytes: u64) {
     METRICS.ring_lent.set(i64::try_from(bytes).unwrap_or(i64::MAX));
 }
 
+/// Counts what a pass over one job key deleted, or would have: `epochs`, `chunks` or `ranks`.
+pub fn collected(mode: &'static str, what: &'static str, count: usize) {
+    let count = u64::try_from(count).unwrap_or(u64::MAX);
+    METRICS.collected.get_or_create(&[("mode", mode), ("what", what)]).inc_by(count);
+}
+
+/// Counts the bytes of the chunks that were deleted, or would have been.
+pub fn collected_bytes(mode: &'static str, bytes: u64) {
+    METRICS.collected_bytes.get_or_create(&[("mode", mode)]).inc_by(bytes);
+}
+
+/// Counts a pass over one job key by how it ended.
+pub fn collection(outcome: &'static str) {
+    METRICS.collections.get_or_create(&[("outcome", outcome)]).inc();
+}
+
 /// All metrics in the text format that Prometheus scrapes.
 pub fn render() -> String {
     let mut text = String::new();
@@ -167,6 +183,17 @@ const DESCRIBED: &[Described] = &[
     row("lifeboat_leader", &[], "Which replica holds the Lease?"),
     row("lifeboat_workloads", &[], "How many protected workloads does the agent serve?"),
     row("lifeboat_ring_lent_bytes", &[], "How much of the ring budget is lent?"),
+    row(
+        "lifeboat_collections_total",
+        &["outcome"],
+        "How did the looks at job keys in the bucket end?",
+    ),
+    row(
+        "lifeboat_collected_total",
+        &["mode", "what"],
+        "What was deleted that nothing named any more?",
+    ),
+    row("lifeboat_collected_bytes_total", &["mode"], "How much room did that make?"),
 ];
 
 struct Metrics {
@@ -189,6 +216,9 @@ struct Metrics {
     leader: Gauge,
     workloads: Gauge,
     ring_lent: Gauge,
+    collections: Counters<1>,
+    collected: Counters<2>,
+    collected_bytes: Counters<1>,
 }
 
 impl Metrics {
@@ -213,6 +243,9 @@ impl Metrics {
             leader: Gauge::default(),
             workloads: Gauge::default(),
             ring_lent: Gauge::default(),
+            collections: Family::default(),
+            collected: Family::default(),
+            collected_bytes: Family::default(),
         };
         metrics.register();
         // An increase is seen only of what was there before: the first loss must page, too.
@@ -240,6 +273,9 @@ impl Metrics {
         add(registry, "lifeboat_leader", &self.leader);
         add(registry, "lifeboat_workloads", &self.workloads);
         add(registry, "lifeboat_ring_lent_bytes", &self.ring_lent);
+        add(registry, "lifeboat_collections_total", &self.collections);
+        add(registry, "lifeboat_collected_total", &self.collected);
+        add(registry, "lifeboat_collected_bytes_total", &self.collected_bytes);
     }
 }
 
