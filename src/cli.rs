@@ -102,14 +102,66 @@ enum Command {
 /// What is asked of the bucket.
 #[derive(Debug, Subcommand)]
 enum Checkpoints {
-    /// The newest checkpoint of every job key.
+    /// The newest checkpoint of every job key, or every epoch of one.
     Ls {
         /// Only this namespace's.
         #[arg(long)]
         namespace: Option<String>,
+        /// Every epoch of this job key.
+        #[arg(long, requires = "namespace")]
+        key: Option<String>,
         #[command(flatten)]
         output: Output,
     },
+    /// Removes epochs: nothing goes on from them any more, and their chunks are collected.
+    Rm {
+        #[command(flatten)]
+        key: OfKey,
+        /// Which epochs.
+        #[arg(required_unless_present = "all")]
+        epochs: Vec<u64>,
+        /// All epochs of the job key.
+        #[arg(long, conflicts_with = "epochs")]
+        all: bool,
+        /// Even if a live pod would go on from one of them: it is not saved any more until it
+        /// starts again.
+        #[arg(long)]
+        supersede_holder: bool,
+        /// Only say what would be removed.
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Keeps an epoch from being collected.
+    Pin {
+        #[command(flatten)]
+        key: OfKey,
+        /// Which epoch.
+        epoch: u64,
+        /// Collect it like any other.
+        #[arg(long)]
+        off: bool,
+    },
+    /// Deletes what nothing names any more, as the controller does by and by.
+    Collect {
+        /// Only this namespace's.
+        #[arg(long)]
+        namespace: Option<String>,
+        /// Only this job key.
+        #[arg(long)]
+        key: Option<String>,
+        /// Only say what would be deleted.
+        #[arg(long)]
+        dry_run: bool,
+    },
+}
+
+/// One job key.
+#[derive(Clone, Debug, Args)]
+struct OfKey {
+    /// The namespace.
+    namespace: String,
+    /// The job key.
+    key: String,
 }
 
 /// For whom the answer is.

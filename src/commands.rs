@@ -59,6 +59,12 @@ pub enum CommandError {
         /// Why.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// What was asked for would harm something, and was not done.
+    #[error("{what}")]
+    Refused {
+        /// What, and what to do instead.
+        what: String,
+    },
     /// Standard output is closed.
     #[error("the answer was not written")]
     Output(#[from] io::Error),

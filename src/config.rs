@@ -59,6 +59,8 @@ pub struct Config {
     pub queue: Queue,
     /// The bucket that checkpoints go to.
     pub store: Store,
+    /// What is deleted from the bucket.
+    pub collect: Collect,
     /// The Lease of the controller.
     pub lease: Lease,
     /// The agent on its node.
@@ -118,6 +120,28 @@ pub struct Store {
     pub in_flight: u64,
     /// Requests at a time; absent, as many as the bandwidth takes.
     pub connections: Option<usize>,
+}
+
+/// What is deleted from the bucket, of what nothing names any more.
+#[derive(Clone, Debug)]
+pub struct Collect {
+    /// Whether, and how.
+    pub mode: CollectMode,
+    /// How many states of a job key stay, the newest first.
+    pub keep: usize,
+    /// How often every job key is looked at.
+    pub every: Duration,
+}
+
+/// Whether what nothing names any more is deleted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CollectMode {
+    /// It is.
+    On,
+    /// It is only said what would be.
+    DryRun,
+    /// Nothing is looked at.
+    Off,
 }
 
 /// The Lease of the controller.

@@ -25,6 +25,7 @@ pub mod act;
 pub mod bucket;
 pub mod caches;
 pub mod close;
+pub mod collect;
 pub mod ends;
 pub mod first_aid;
 pub mod intake;

@@ -1,6 +1,7 @@
 //! The data path: from a workload to durable objects and back.
 
 pub mod buffers;
+pub mod collect;
 pub mod concurrency;
 pub mod handed;
 pub mod history;

@@ -144,6 +144,22 @@ pub fn store_slow_down() {
     METRICS.store_slow_downs.inc();
 }
 
+/// Counts what a pass over one job key deleted, or would have: `epochs`, `chunks` or `ranks`.
+pub fn collected(mode: &'static str, what: &'static str, count: usize) {
+    let count = u64::try_from(count).unwrap_or(u64::MAX);
+    METRICS.collected.get_or_create(&[("mode", mode), ("what", what)]).inc_by(count);
+}
+
+/// Counts the bytes of the chunks that were deleted, or would have been.
+pub fn collected_bytes(mode: &'static str, bytes: u64) {
+    METRICS.collected_bytes.get_or_create(&[("mode", mode)]).inc_by(bytes);
+}
+
+/// Counts a pass over one job key by how it ended.
+pub fn collection(outcome: &'static str) {
+    METRICS.collections.get_or_create(&[("outcome", outcome)]).inc();
+}
+
 /// All metrics in the text format that Prometheus scrapes.
 pub fn render() -> String {
     let mut text = String::new();
@@ -191,6 +207,17 @@ const DESCRIBED: &[Described] = &[
     row("lifeboat_ring_lent_bytes", &[], "How much of the ring budget is lent?"),
     row("lifeboat_store_connections", &[], "How many requests to the bucket at a time?"),
     row("lifeboat_store_slow_downs_total", &[], "Does the bucket ask for fewer?"),
+    row(
+        "lifeboat_collections_total",
+        &["outcome"],
+        "How did the looks at job keys in the bucket end?",
+    ),
+    row(
+        "lifeboat_collected_total",
+        &["mode", "what"],
+        "What was deleted that nothing named any more?",
+    ),
+    row("lifeboat_collected_bytes_total", &["mode"], "How much room did that make?"),
 ];
 
 struct Metrics {
@@ -217,6 +244,9 @@ struct Metrics {
     ring_lent: Gauge,
     store_connections: Gauge,
     store_slow_downs: Counter,
+    collections: Counters<1>,
+    collected: Counters<2>,
+    collected_bytes: Counters<1>,
 }
 
 impl Metrics {
@@ -245,6 +275,9 @@ impl Metrics {
             ring_lent: Gauge::default(),
             store_connections: Gauge::default(),
             store_slow_downs: Counter::default(),
+            collections: Family::default(),
+            collected: Family::default(),
+            collected_bytes: Family::default(),
         };
         metrics.register();
         // An increase is seen only of what was there before: the first loss must page, too.
@@ -276,6 +309,9 @@ impl Metrics {
         add(registry, "lifeboat_ring_lent_bytes", &self.ring_lent);
         add(registry, "lifeboat_store_connections", &self.store_connections);
         add(registry, "lifeboat_store_slow_downs_total", &self.store_slow_downs);
+        add(registry, "lifeboat_collections_total", &self.collections);
+        add(registry, "lifeboat_collected_total", &self.collected);
+        add(registry, "lifeboat_collected_bytes_total", &self.collected_bytes);
     }
 }
 

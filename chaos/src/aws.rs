@@ -47,10 +47,13 @@ fn action(name: WireName, request: &Request) -> Option<String> {
             Some(format!("sqs:{}", action.strip_suffix("Batch").unwrap_or(action)))
         }
         WireName::S3 => {
-            let is_list = request.uri().query().is_some_and(|query| query.contains("list-type"));
+            let query = request.uri().query().unwrap_or_default();
+            let (is_list, deletes) = (query.contains("list-type"), query.contains("delete"));
             Some(match *request.method() {
                 Method::GET if is_list => "s3:ListBucket".to_owned(),
                 Method::GET | Method::HEAD => "s3:GetObject".to_owned(),
+                // Many at once, as `POST /bucket?delete`.
+                Method::POST if deletes => "s3:DeleteObject".to_owned(),
                 Method::PUT | Method::POST => "s3:PutObject".to_owned(),
                 Method::DELETE => "s3:DeleteObject".to_owned(),
                 ref other => format!("s3:{other}"),

@@ -184,6 +184,15 @@ pub enum What {
         /// HTTP status.
         status: u16,
     },
+    /// Objects of a job key were deleted.
+    Deleted {
+        /// The job key, as its folder is called.
+        job_key: String,
+        /// How many chunks.
+        chunks: usize,
+        /// How many manifests of ranks, and pins.
+        others: usize,
+    },
     /// A message of a queue was deleted or went to the dead-letter queue.
     Message {
         /// The queue.
@@ -238,6 +247,7 @@ pub struct Chronicle {
     version: u64,
     said: usize,
     accesses: usize,
+    deleted: usize,
     passages: BTreeMap<String, usize>,
     instances: BTreeMap<String, &'static str>,
 }
@@ -252,6 +262,7 @@ impl Chronicle {
             version: 0,
             said: 0,
             accesses: 0,
+            deleted: 0,
             passages: BTreeMap::new(),
             instances: BTreeMap::new(),
         };
@@ -305,10 +316,14 @@ impl Chronicle {
         let log = state.bucket.log();
         let new = &log[self.accesses.min(log.len())..];
         self.accesses = log.len();
+        let deleted = &state.bucket.deleted()[self.deleted..];
+        self.deleted += deleted.len();
+        let deleted = of_deletions(deleted);
         let commits = new
             .iter()
             .filter(|access| access.method == "PUT" && access.key.ends_with("/MANIFEST.json"));
-        commits.filter_map(|access| of_commit(&access.key, access.status, state)).collect()
+        let commits = commits.filter_map(|access| of_commit(&access.key, access.status, state));
+        commits.chain(deleted).collect()
     }
 
     fn of_queues(&mut self, state: &State) -> Vec<What> {
@@ -360,6 +375,23 @@ fn of_commit(key: &str, status: u16, state: &State) -> Option<What> {
         pod: manifest.holder.pod,
         uid: manifest.holder.pod_uid,
     }))
+}
+
+/// What was deleted of each job key, counted.
+fn of_deletions(keys: &[String]) -> Vec<What> {
+    let mut counts: BTreeMap<&str, (usize, usize)> = BTreeMap::new();
+    for key in keys {
+        let folder =
+            ["/chunks/", "/epochs/", "/pins/"].iter().find_map(|part| key.split_once(part));
+        let (job_key, _) = folder.unwrap_or((key.as_str(), ""));
+        let count = counts.entry(job_key).or_default();
+        if key.contains("/chunks/") { count.0 += 1 } else { count.1 += 1 }
+    }
+    let deleted = counts.into_iter().map(|(folder, (chunks, others))| {
+        let job_key = folder.rsplit('/').next().unwrap_or(folder).to_owned();
+        What::Deleted { job_key, chunks, others }
+    });
+    deleted.collect()
 }
 
 fn of_change(change: &Change, state: &State) -> Vec<What> {
@@ -571,9 +603,13 @@ impl fmt::Display for What {
                     Kind::Save => "durable",
                     Kind::Claim => "claimed",
                     Kind::Finished => "finished",
+                    Kind::Collected => "collected",
                     Kind::Unknown => "unknown",
                 }
             ),
+            Self::Deleted { job_key, chunks, others } => {
+                write!(formatter, "deleted {chunks} chunks and {others} others of {job_key}")
+            }
             Self::CommitRefused { key, status } => {
                 write!(formatter, "manifest refused {status} {key}")
             }

@@ -12,8 +12,10 @@ use backon::BackoffBuilder;
 use backon::ExponentialBuilder;
 use bytes::Bytes;
 use futures::FutureExt;
+use futures::StreamExt;
 use futures::TryStreamExt;
 use futures::future::BoxFuture;
+use jiff::Timestamp;
 use lifeboat_checkpoint::chunk::Chunk;
 use lifeboat_checkpoint::chunk::ChunkError;
 use lifeboat_domain::deadline::Deadline;
@@ -21,6 +23,7 @@ use object_store::ObjectStore;
 use object_store::ObjectStoreExt;
 use object_store::PutMode;
 use object_store::PutOptions;
+use object_store::UpdateVersion;
 use object_store::path::Path;
 
 use crate::clock::Clock;
@@ -76,6 +79,36 @@ pub enum Create {
     Created,
     /// Somebody else's object is there; these are its bytes.
     AlreadyExists(Bytes),
+}
+
+/// What became of a replacement.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Replace {
+    /// The object holds our bytes.
+    Replaced,
+    /// It is not what was read any more, or gone.
+    Changed,
+}
+
+/// An object as a listing shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listed {
+    /// Its key.
+    pub path: Path,
+    /// Its size.
+    pub bytes: u64,
+    /// When it was written, by the bucket's clock.
+    pub written: Timestamp,
+}
+
+/// What was read, and which version of the object it was.
+#[derive(Clone, Debug)]
+pub struct Versioned {
+    /// Its bytes.
+    pub bytes: Bytes,
+    /// When it was written, by the bucket's clock.
+    pub written: Timestamp,
+    version: UpdateVersion,
 }
 
 /// Why an object was not stored or read.
@@ -208,6 +241,67 @@ impl Store {
         .await
     }
 
+    /// Reads an object of at most `limit` bytes, to [replace](Self::replace) it.
+    pub async fn read_version(
+        &self,
+        path: &Path,
+        limit: u64,
+        by: Deadline,
+    ) -> Result<Versioned, StoreError> {
+        self.until(path, by, move |store, path| {
+            async move { store.read_version_once(&path, limit).await }.boxed()
+        })
+        .await
+    }
+
+    /// Replaces an object if it is still what was read.
+    pub async fn replace(
+        &self,
+        path: &Path,
+        read: &Versioned,
+        bytes: &Bytes,
+        by: Deadline,
+    ) -> Result<Replace, StoreError> {
+        let (version, bytes) = (read.version.clone(), bytes.clone());
+        self.until(path, by, move |store, path| {
+            let (version, bytes) = (version.clone(), bytes.clone());
+            async move { store.replace_once(&path, version, &bytes).await }.boxed()
+        })
+        .await
+    }
+
+    /// Deletes objects. One that is not there is no fault.
+    pub async fn delete(&self, paths: &[Path], by: Deadline) -> Result<(), StoreError> {
+        let Some(first) = paths.first() else { return Ok(()) };
+        let paths = paths.to_vec();
+        self.until(first, by, move |store, _| {
+            let paths = paths.clone();
+            async move { store.delete_once(paths).await }.boxed()
+        })
+        .await
+    }
+
+    /// Lists at most `most` objects below a folder.
+    pub async fn list(
+        &self,
+        folder: &Path,
+        most: usize,
+        by: Deadline,
+    ) -> Result<Vec<Listed>, StoreError> {
+        self.until(folder, by, move |store, folder| {
+            async move { store.list_once(&folder, most).await }.boxed()
+        })
+        .await
+    }
+
+    /// Names the folders in a folder, in order.
+    pub async fn folders(&self, folder: &Path, by: Deadline) -> Result<Vec<Path>, StoreError> {
+        self.until(folder, by, |store, folder| {
+            async move { store.folders_once(&folder).await }.boxed()
+        })
+        .await
+    }
+
     /// Reads a chunk that is stored under its hash, and checks that it is what it should be.
     pub async fn read_chunk(
         &self,
@@ -249,15 +343,74 @@ impl Store {
     }
 
     async fn names_once(&self, folder: &Path) -> Result<Vec<Path>, StoreError> {
-        let mut names = Vec::new();
-        let mut listing = self.bucket.list(Some(folder));
-        while names.len() < NAMES_MAX {
-            let next = listing.try_next().await.map_err(|source| refusal(folder, source))?;
-            let Some(object) = next else { break };
-            names.push(object.location);
-        }
+        let objects = self.list_once(folder, NAMES_MAX).await?;
+        let mut names: Vec<Path> = objects.into_iter().map(|object| object.path).collect();
         names.sort();
         Ok(names)
+    }
+
+    async fn list_once(&self, folder: &Path, most: usize) -> Result<Vec<Listed>, StoreError> {
+        let mut objects = Vec::new();
+        let mut listing = self.bucket.list(Some(folder));
+        while objects.len() < most {
+            let next = listing.try_next().await.map_err(|source| refusal(folder, source))?;
+            let Some(object) = next else { break };
+            let written = second(object.last_modified.timestamp());
+            objects.push(Listed { path: object.location, bytes: object.size, written });
+        }
+        Ok(objects)
+    }
+
+    async fn folders_once(&self, folder: &Path) -> Result<Vec<Path>, StoreError> {
+        let listed = self.bucket.list_with_delimiter(Some(folder)).await;
+        let mut folders = listed.map_err(|source| refusal(folder, source))?.common_prefixes;
+        folders.sort();
+        Ok(folders)
+    }
+
+    async fn read_version_once(&self, path: &Path, limit: u64) -> Result<Versioned, StoreError> {
+        let found = self.bucket.get(path).await.map_err(|source| refusal(path, source))?;
+        let meta = found.meta.clone();
+        if meta.size > limit {
+            let (path, found) = (path.clone(), meta.size);
+            return Err(StoreError::Size { path, found, allowed: limit });
+        }
+        let bytes = found.bytes().await.map_err(|source| refusal(path, source))?;
+        let version = UpdateVersion { e_tag: meta.e_tag, version: meta.version };
+        Ok(Versioned { bytes, written: second(meta.last_modified.timestamp()), version })
+    }
+
+    /// A replacement whose answer was lost is told by what is there.
+    async fn replace_once(
+        &self,
+        path: &Path,
+        version: UpdateVersion,
+        bytes: &Bytes,
+    ) -> Result<Replace, StoreError> {
+        let options = PutOptions { mode: PutMode::Update(version), ..PutOptions::default() };
+        match self.bucket.put_opts(path, bytes.clone().into(), options).await {
+            Ok(_) => Ok(Replace::Replaced),
+            Err(
+                object_store::Error::Precondition { .. } | object_store::Error::NotFound { .. },
+            ) => match self.read_once(path, MANIFEST_MAX).await {
+                Ok(found) if found == *bytes => Ok(Replace::Replaced),
+                Ok(_) | Err(StoreError::Missing { .. }) => Ok(Replace::Changed),
+                Err(error) => Err(error),
+            },
+            Err(source) => Err(refusal(path, source)),
+        }
+    }
+
+    async fn delete_once(&self, paths: Vec<Path>) -> Result<(), StoreError> {
+        let named = futures::stream::iter(paths.clone().into_iter().map(Ok)).boxed();
+        let mut deleted = self.bucket.delete_stream(named).zip(futures::stream::iter(paths));
+        while let Some((answer, path)) = deleted.next().await {
+            match answer {
+                Ok(_) | Err(object_store::Error::NotFound { .. }) => (),
+                Err(source) => return Err(refusal(&path, source)),
+            }
+        }
+        Ok(())
     }
 
     async fn read_once(&self, path: &Path, limit: u64) -> Result<Bytes, StoreError> {
@@ -316,6 +469,10 @@ impl Store {
         };
         async move { retry::until(by, pauses(), &clock, bounded).await }.boxed()
     }
+}
+
+fn second(second: i64) -> Timestamp {
+    Timestamp::from_second(second).unwrap_or(Timestamp::UNIX_EPOCH)
 }
 
 fn pauses() -> impl Iterator<Item = Duration> {

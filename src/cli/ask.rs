@@ -9,6 +9,7 @@ use jiff::Timestamp;
 use super::CONFIG;
 use super::Checkpoints;
 use super::Failure;
+use super::OfKey;
 use super::Output;
 use super::Settings;
 use super::UNAVAILABLE;
@@ -16,6 +17,9 @@ use super::load;
 use crate::clock::Clock;
 use crate::commands::check_config;
 use crate::commands::checkpoints as bucket;
+use crate::commands::checkpoints::collect;
+use crate::commands::checkpoints::pin;
+use crate::commands::checkpoints::remove;
 use crate::commands::cleanup as marks;
 use crate::commands::crds as definitions;
 use crate::commands::doctor as checks;
@@ -64,11 +68,64 @@ pub(super) async fn doctor(settings: &Settings, output: Output) -> Result<(), Fa
 }
 
 pub(super) async fn checkpoints(settings: &Settings, command: Checkpoints) -> Result<(), Failure> {
-    let Checkpoints::Ls { namespace, output } = command;
     let config = load(Program::Bucket, settings)?;
     let store = wiring::bucket(&config.store)?;
-    let rows = bucket::newest(&*store, &bucket::Scope::new(&config, namespace)).await?;
-    output.print(|| bucket::table(&rows), || bucket::json(&rows))
+    let place = bucket::Bucket::new(&config, store.clone(), &Clock::system());
+    match command {
+        Checkpoints::Ls { namespace, key, output } => {
+            let rows = match (namespace, key) {
+                (Some(namespace), Some(job_key)) => {
+                    bucket::epochs(&place, &bucket::Key { namespace, job_key }).await?
+                }
+                (namespace, _) => {
+                    bucket::newest(&*store, &bucket::Scope::new(&config, namespace)).await?
+                }
+            };
+            output.print(|| bucket::table(&rows), || bucket::json(&rows))
+        }
+        Checkpoints::Rm { key, epochs, all, supersede_holder, dry_run } => {
+            let removal = remove::Removal {
+                key: key.into(),
+                which: which(epochs, all),
+                if_held: if_held(supersede_holder),
+                wish: if dry_run { remove::Wish::Say } else { remove::Wish::Remove },
+            };
+            // Where it is not reached, nobody knows whether the pod lives.
+            let cluster = client(&config).await.ok();
+            print(&remove::run(&place, cluster.as_ref(), &removal).await?)
+        }
+        Checkpoints::Pin { key, epoch, off } => {
+            let wish = if off { pin::Wish::Unpin } else { pin::Wish::Pin };
+            print(&pin::set(&place, &key.into(), epoch, wish).await?)
+        }
+        Checkpoints::Collect { namespace, key: job_key, dry_run } => {
+            let which = collect::Which { namespace, job_key };
+            let wish = if dry_run { collect::Wish::Say } else { collect::Wish::Delete };
+            let report = collect::run(&place, &which, config.collect.keep, wish).await?;
+            print(&report.text)?;
+            match report.refused {
+                0 => Ok(()),
+                refused => {
+                    let text = format!("{refused} job keys were left alone");
+                    Err(Failure { code: UNAVAILABLE, text })
+                }
+            }
+        }
+    }
+}
+
+fn which(epochs: Vec<u64>, all: bool) -> remove::Which {
+    if all { remove::Which::All } else { remove::Which::Epochs(epochs.into_iter().collect()) }
+}
+
+fn if_held(supersede: bool) -> remove::IfHeld {
+    if supersede { remove::IfHeld::Supersede } else { remove::IfHeld::Refuse }
+}
+
+impl From<OfKey> for bucket::Key {
+    fn from(OfKey { namespace, key }: OfKey) -> Self {
+        Self { namespace, job_key: key }
+    }
 }
 
 pub(super) async fn pause(

@@ -1,17 +1,35 @@
 //! `lifeboat checkpoints`: what lies in the bucket.
 
+pub mod collect;
+pub mod pin;
+pub mod remove;
+
+use std::sync::Arc;
+use std::time::Duration;
+
 use futures::TryStreamExt;
+use lifeboat_checkpoint::key::escape;
 use lifeboat_checkpoint::manifest::Kind;
 use lifeboat_checkpoint::manifest::Manifest;
+use lifeboat_domain::deadline::Deadline;
 use object_store::ObjectStore;
 use object_store::ObjectStoreExt;
 use object_store::path::Path;
 use serde::Serialize;
 
+use crate::adapters::store::Store;
+use crate::clock::Clock;
 use crate::commands::CommandError;
 use crate::commands::table::Table;
 use crate::commands::table::bytes;
 use crate::config::Config;
+use crate::data::collect as collection;
+use crate::data::history::History;
+use crate::data::history::Owner;
+use crate::offload::Offload;
+
+/// How long one command may take.
+const PATIENCE: Duration = Duration::from_mins(2);
 
 /// What every manifest of an epoch is called.
 const MANIFEST: &str = "MANIFEST.json";
@@ -30,7 +48,26 @@ pub struct Scope {
     pub namespace: Option<String>,
 }
 
-/// The newest epoch of one job key.
+/// A bucket to work on: one cluster's part of it.
+#[derive(Clone, Debug)]
+pub struct Bucket {
+    store: Store,
+    clock: Clock,
+    name: String,
+    prefix: String,
+    cluster: String,
+}
+
+/// One job key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Key {
+    /// Its namespace.
+    pub namespace: String,
+    /// The job key.
+    pub job_key: String,
+}
+
+/// One epoch, or the newest one of a job key.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Row {
@@ -50,6 +87,55 @@ pub struct Row {
     pub created_at: String,
     /// The pod that holds it.
     pub pod: String,
+    /// Whether it is kept from being collected.
+    pub pinned: bool,
+}
+
+impl Bucket {
+    /// The part of the bucket that `config` names.
+    pub fn new(config: &Config, store: Arc<dyn ObjectStore>, clock: &Clock) -> Self {
+        Self {
+            store: Store::new(store, clock.clone(), Offload::Inline),
+            clock: clock.clone(),
+            name: config.store.bucket.clone(),
+            prefix: config.store.prefix.clone(),
+            cluster: config.cluster.clone(),
+        }
+    }
+
+    fn by(&self) -> Deadline {
+        Deadline::after(self.clock.now(), PATIENCE)
+    }
+
+    fn history(&self, key: &Key) -> Result<History, CommandError> {
+        let Key { namespace, job_key } = key.clone();
+        let owner = Owner { cluster: self.cluster.clone(), namespace, job_key };
+        let history = History::new(self.store.clone(), &self.prefix, owner);
+        history.map_err(|source| CommandError::Refused { what: source.to_string() })
+    }
+
+    fn failed(&self, source: impl std::error::Error + Send + Sync + 'static) -> CommandError {
+        CommandError::Bucket { bucket: self.name.clone(), source: source.into() }
+    }
+}
+
+/// Every epoch of one job key, the newest first.
+pub async fn epochs(bucket: &Bucket, key: &Key) -> Result<Vec<Row>, CommandError> {
+    let history = bucket.history(key)?;
+    let numbers = history.numbers(bucket.by()).await.map_err(|error| bucket.failed(error))?;
+    let pins = collection::pins(&history, bucket.by()).await;
+    let pins = pins.map_err(|error| bucket.failed(error))?;
+    let mut rows = Vec::new();
+    for number in numbers.into_iter().rev() {
+        let row = match history.read(number, bucket.by()).await {
+            Ok(Some(manifest)) => row(manifest),
+            Ok(None) => continue,
+            Err(error) if error.is_of_the_bucket() => return Err(bucket.failed(error)),
+            Err(_) => unreadable(&Path::from(history.keys().manifest(number))),
+        };
+        rows.push(Row { pinned: pins.contains(&number), ..row });
+    }
+    Ok(rows)
 }
 
 impl Scope {
@@ -70,7 +156,7 @@ pub async fn newest(store: &dyn ObjectStore, scope: &Scope) -> Result<Vec<Row>, 
     for namespace in folders(store, &scope.folder).await.map_err(failed)? {
         // `_records` and its like are ours, and no namespace.
         let name = namespace.filename().unwrap_or_default();
-        let wanted = scope.namespace.as_ref().is_none_or(|wanted| wanted == name);
+        let wanted = scope.namespace.as_ref().is_none_or(|wanted| escape(wanted) == name);
         if name.starts_with('_') || !wanted {
             continue;
         }
@@ -86,7 +172,7 @@ pub fn table(rows: &[Row]) -> String {
     if rows.is_empty() {
         return "no checkpoints\n".to_owned();
     }
-    let heading = ["NAMESPACE", "KEY", "EPOCH", "KIND", "STEP", "BYTES", "MADE", "POD"];
+    let heading = ["NAMESPACE", "KEY", "EPOCH", "KIND", "STEP", "BYTES", "MADE", "POD", "PINNED"];
     let mut table = Table::new("", &heading);
     for row in rows {
         table.add([
@@ -98,6 +184,7 @@ pub fn table(rows: &[Row]) -> String {
             bytes(row.bytes),
             row.created_at.clone(),
             row.pod.clone(),
+            if row.pinned { "yes".to_owned() } else { String::new() },
         ]);
     }
     table.render()
@@ -125,10 +212,14 @@ async fn newest_of(store: &dyn ObjectStore, key: &Path) -> object_store::Result<
     let newest = objects.into_iter().filter(|path| path.filename() == Some(MANIFEST)).max();
     let Some(path) = newest else { return Ok(None) };
     let content = store.get(&path).await?.bytes().await?;
-    Ok(Some(match Manifest::parse(&content) {
+    let newest = match Manifest::parse(&content) {
         Ok(manifest) => row(manifest),
         Err(_) => unreadable(&path),
-    }))
+    };
+    let pins = store.list_with_delimiter(Some(&key.clone().join("pins"))).await?.objects;
+    let name = format!("{:010}.json", newest.epoch);
+    let pinned = pins.iter().any(|pin| pin.location.filename() == Some(&name));
+    Ok(Some(Row { pinned, ..newest }))
 }
 
 fn row(manifest: Manifest) -> Row {
@@ -136,6 +227,7 @@ fn row(manifest: Manifest) -> Row {
         Kind::Save => "save",
         Kind::Claim => "claim",
         Kind::Finished => "finished",
+        Kind::Collected => "collected",
         Kind::Unknown => "unknown",
     };
     Row {
@@ -147,6 +239,7 @@ fn row(manifest: Manifest) -> Row {
         bytes: manifest.bytes,
         created_at: manifest.created_at,
         pod: manifest.holder.pod,
+        pinned: false,
     }
 }
 
@@ -166,5 +259,6 @@ fn unreadable(path: &Path) -> Row {
         bytes: 0,
         created_at: "-".to_owned(),
         pod: "-".to_owned(),
+        pinned: false,
     }
 }

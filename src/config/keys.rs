@@ -23,6 +23,8 @@ use lifeboat_domain::workload::Hold;
 
 use super::Admin;
 use super::Agent;
+use super::Collect;
+use super::CollectMode;
 use super::Config;
 use super::Fault;
 use super::Faults;
@@ -60,6 +62,8 @@ const KARPENTER: [(&str, KarpenterMode); 2] =
     [("beside", KarpenterMode::Beside), ("none", KarpenterMode::None)];
 const HOLDS: [(&str, Hold); 2] = [("always", Hold::Always), ("on-signal", Hold::OnSignal)];
 const OTHERS: [(&str, Others); 2] = [("false", Others::Leave), ("true", Others::Drain)];
+const COLLECT: [(&str, CollectMode); 3] =
+    [("on", CollectMode::On), ("dry-run", CollectMode::DryRun), ("off", CollectMode::Off)];
 const ASKED: [(&str, Asked); 2] = [("false", Asked::Never), ("true", Asked::ByUs)];
 const ON_DEMAND: [(&str, OnDemand); 2] = [("false", OnDemand::Never), ("true", OnDemand::Last)];
 const SWITCH: [(&str, Switch); 2] = [("false", Switch::Off), ("true", Switch::On)];
@@ -149,6 +153,24 @@ const KEYS: &[Key] = &[
         "store.connections",
         "a number, 1 to 256",
         "Requests to the bucket at a time. Without it, one for each 0.4 Gbit/s of the node's network (the figure that AWS's own client plans with), 10 to 250; fewer while the bucket says \"slow down\". `store.inFlight` bounds them too: a request carries one `store.chunk`.",
+    ),
+    key(
+        "collect.mode",
+        "on",
+        "`on`, `dry-run` or `off`",
+        "Whether the controller deletes what nothing in the bucket names any more. `dry-run` only logs and counts what it would delete.",
+    ),
+    key(
+        "collect.keep",
+        "2",
+        "a number, 1 to 1000",
+        "States of a job key that stay, the newest first. Pinned ones stay beside these.",
+    ),
+    key(
+        "collect.every",
+        "30m",
+        "a duration, 1m to 24h",
+        "How often every job key is looked at. Nothing younger than an hour is deleted.",
     ),
     key(
         "karpenter.mode",
@@ -393,6 +415,7 @@ fn config(reader: &mut Reader) -> Config {
         kubernetes: Kubernetes { server: reader.optional("kubernetes.server", url) },
         queue: queue(reader),
         store: store(reader, &region),
+        collect: collect(reader),
         lease: lease(reader),
         agent: agent(reader),
         admin: Admin {
@@ -424,6 +447,14 @@ fn store(reader: &mut Reader, region: &str) -> Store {
         chunk: reader.value("store.chunk", MIB, bytes_within(MIB, 64 * MIB)),
         in_flight: reader.value("store.inFlight", 64 * GIB, bytes_within(MIB, 64 * GIB)),
         connections: reader.optional("store.connections", number(1, 256)),
+    }
+}
+
+fn collect(reader: &mut Reader) -> Collect {
+    Collect {
+        mode: choice(reader, "collect.mode", &COLLECT),
+        keep: reader.value("collect.keep", 1, number(1, 1000)),
+        every: reader.value("collect.every", NOTICE, within("1m", "24h")),
     }
 }
 

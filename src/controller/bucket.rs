@@ -24,6 +24,7 @@ use crate::adapters::store::Store;
 use crate::adapters::store::StoreError;
 use crate::clock::Clock;
 use crate::controller::settings::Settings;
+use crate::data::collect;
 use crate::data::history::History;
 use crate::data::history::HistoryError;
 use crate::data::history::Owner;
@@ -85,6 +86,16 @@ impl Bucket {
                 Holds::Unknown
             }
         }
+    }
+
+    /// Whose checkpoints there are.
+    pub async fn owners(&self, by: Deadline) -> Result<Vec<Owner>, StoreError> {
+        collect::owners(&self.store, (&self.prefix, &self.cluster), by).await
+    }
+
+    /// The history of an owner; none if its names make no key.
+    pub fn history(&self, owner: Owner) -> Option<History> {
+        History::new(self.store.clone(), &self.prefix, owner).ok()
     }
 
     /// Keeps the whole record of a closed interruption.

@@ -1,5 +1,5 @@
 //! The Lease, and what only its holder does: a task for each open interruption, the proofs of pods
-//! that end without one, and the sweep.
+//! that end without one, the sweep, and the collection.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,6 +15,7 @@ use crate::adapters::cluster::REQUEST_MAX;
 use crate::adapters::cluster::lease;
 use crate::adapters::cluster::lease::Held;
 use crate::controller::Deps;
+use crate::controller::collect;
 use crate::controller::ends;
 use crate::controller::reconcile;
 use crate::controller::sweep;
@@ -151,6 +152,7 @@ async fn resign(deps: &Deps, held: &Held) {
 async fn work(deps: &Arc<Deps>) {
     let mut parts = JoinSet::new();
     parts.spawn(sweep::run(deps.clone()));
+    parts.spawn(collect::run(deps.clone()));
     parts.spawn(ends::run(deps.clone()));
     parts.spawn(follow_interruptions(deps.clone()));
     while parts.join_next().await.is_some() {}

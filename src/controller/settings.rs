@@ -9,6 +9,7 @@ use lifeboat_domain::policy::Policy;
 use crate::adapters::cluster::lease::Seat;
 use crate::adapters::eventbridge::Home;
 use crate::clock::Clock;
+use crate::config::Collect;
 use crate::config::Config;
 use crate::config::NodeSelector;
 
@@ -38,6 +39,8 @@ pub struct Settings {
     pub policy: Policy,
     /// What every key in the bucket begins with.
     pub prefix: String,
+    /// What is deleted from the bucket.
+    pub collect: Collect,
 }
 
 /// How the queue is polled.
@@ -75,6 +78,7 @@ impl Settings {
             renew: config.lease.renew,
             policy: config.policy().clone(),
             prefix: config.store.prefix.clone(),
+            collect: config.collect.clone(),
         }
     }
 }

@@ -1,5 +1,7 @@
 //! The history of a job key in the bucket: a numbered sequence, each number created once.
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
 use lifeboat_checkpoint::key::KeyError;
 use lifeboat_checkpoint::key::Keys;
@@ -66,6 +68,16 @@ pub enum HistoryError {
     },
 }
 
+impl HistoryError {
+    /// Whether the bucket did not give it, rather than that it cannot be used.
+    pub fn is_of_the_bucket(&self) -> bool {
+        match self {
+            Self::Store { .. } => true,
+            Self::Manifest { .. } => false,
+        }
+    }
+}
+
 impl Classify for HistoryError {
     fn class(&self) -> Class {
         match self {
@@ -104,13 +116,17 @@ impl History {
         &self.store
     }
 
-    /// The manifest with the highest number, if there is any.
-    pub async fn newest(&self, by: Deadline) -> Result<Option<Manifest>, HistoryError> {
+    /// The numbers that have a manifest, in order.
+    pub async fn numbers(&self, by: Deadline) -> Result<BTreeSet<u64>, HistoryError> {
         let folder = Path::from(self.keys.epochs());
         let names = self.store.names(&folder, by).await;
         let names = names.map_err(|source| HistoryError::Store { epoch: 0, source })?;
-        let newest = names.iter().filter_map(|name| self.keys.epoch_of(name.as_ref())).max();
-        match newest {
+        Ok(names.iter().filter_map(|name| self.keys.epoch_of(name.as_ref())).collect())
+    }
+
+    /// The manifest with the highest number, if there is any.
+    pub async fn newest(&self, by: Deadline) -> Result<Option<Manifest>, HistoryError> {
+        match self.numbers(by).await?.last().copied() {
             Some(epoch) => self.read(epoch, by).await,
             None => Ok(None),
         }
@@ -134,8 +150,14 @@ impl History {
         by: Deadline,
     ) -> Result<RankManifest, HistoryError> {
         let epoch = manifest.epoch;
-        let attempt = manifest.ranks.get(&rank).map_or("", |entry| &entry.attempt);
-        let path = Path::from(self.keys.rank(epoch, rank, attempt));
+        let Some(entry) = manifest.ranks.get(&rank) else {
+            let (found, world) = (manifest.ranks.len(), manifest.world);
+            return Err(HistoryError::Manifest {
+                epoch,
+                source: ManifestError::Ranks { found, world },
+            });
+        };
+        let path = Path::from(self.keys.rank(epoch, rank, entry.attempt));
         let bytes = self.store.read(&path, MANIFEST_MAX, by).await;
         let bytes = bytes.map_err(|source| HistoryError::Store { epoch, source })?;
         let parsed = manifest.parse_rank(rank, &bytes);
@@ -158,7 +180,8 @@ impl History {
         }
     }
 
-    fn parse(&self, epoch: u64, bytes: &[u8]) -> Result<Manifest, HistoryError> {
+    /// Reads the bytes of a manifest, and checks that they are those of this place.
+    pub fn parse(&self, epoch: u64, bytes: &[u8]) -> Result<Manifest, HistoryError> {
         let refused = |source| HistoryError::Manifest { epoch, source };
         let manifest = Manifest::parse(bytes).map_err(refused)?;
         let Owner { cluster, namespace, job_key } = &self.owner;

@@ -17,12 +17,15 @@ use tokio::sync::mpsc;
 
 use crate::adapters::store::StoreError;
 use crate::clock::Clock;
+use crate::data::collect;
 use crate::data::history::History;
 use crate::data::history::HistoryError;
 use crate::data::ring::Ring;
 use crate::data::scheduler::Lane;
+use crate::error::Chain;
 use crate::error::Class;
 use crate::error::Classify;
+use crate::metrics;
 use crate::offload::Offload;
 
 /// How long one object is tried for before the restore begins again.
@@ -145,7 +148,7 @@ pub enum RestoreError {
     #[error("the ring was not filled")]
     Ring(#[source] std::io::Error),
     /// What the annotation names is not there.
-    #[error("there is no state of {what}")]
+    #[error("there is no state of {what}. `lifeboat checkpoints ls` shows those there are")]
     Absent {
         /// Which epoch or step.
         what: String,
@@ -211,6 +214,17 @@ impl Beginning {
         self.newest.as_ref().map_or(1, |newest| newest.epoch.saturating_add(1))
     }
 
+    /// Whether what it goes on from is not the state that the newest epoch names: that may have been
+    /// superseded long ago, and be collected while it is read.
+    pub fn is_aside(&self) -> bool {
+        match &self.origin {
+            Origin::Nothing(_) => false,
+            Origin::State(state) => {
+                self.newest.as_ref().and_then(Manifest::restores_from) != Some(state.epoch)
+            }
+        }
+    }
+
     /// What must be true before a life of this pod begins.
     pub fn gate(&self, pod_uid: &str) -> Gate {
         match &self.newest {
@@ -244,6 +258,38 @@ pub async fn successor(means: &Means, beginning: &Beginning) -> Option<Manifest>
     let by = Deadline::after(means.clock.now(), PATIENCE);
     // What cannot be read now is read at the next look.
     means.history.read(beginning.number(), by).await.ok().flatten()
+}
+
+/// Checks, just before the claim, that a state which is not the newest was not collected while it was
+/// read.
+pub async fn check_kept(means: &Means, beginning: &Beginning) -> Result<(), RestoreError> {
+    let Origin::State(state) = &beginning.origin else { return Ok(()) };
+    if !beginning.is_aside() {
+        return Ok(());
+    }
+    let by = Deadline::after(means.clock.now(), PATIENCE);
+    let found = means.history.read(state.epoch, by).await?;
+    let absent = || RestoreError::Absent { what: format!("epoch {}", state.epoch) };
+    found.filter(|found| found.kind == Kind::Save).map(|_| ()).ok_or_else(absent)
+}
+
+/// Puts a state back, just after the claim that names it, if it was collected since
+/// [`check_kept`]: whoever collected it looks for such a claim afterwards, and we look for that.
+pub async fn keep(means: &Means, beginning: &Beginning) {
+    let Origin::State(state) = &beginning.origin else { return };
+    if !beginning.is_aside() {
+        return;
+    }
+    let by = Deadline::after(means.clock.now(), PATIENCE);
+    // What goes wrong here is put right by the next pass of the collection.
+    match collect::put_back(&means.history, state.epoch, by).await {
+        Ok(true) => (),
+        Ok(false) => tracing::warn!(epoch = state.epoch, "the state that is gone on from is gone"),
+        Err(error) => {
+            metrics::error("store", error.label());
+            tracing::warn!(epoch = state.epoch, error = %Chain(&error), "state not looked after");
+        }
+    }
 }
 
 /// Puts a rank's stream into the ring, part by part, each part checked; ends when the workload has
@@ -308,9 +354,9 @@ async fn read(
     (offset, chunk): (u64, Chunk),
     Target { ring, slot }: Target,
 ) -> Result<(u32, u64, u64), RestoreError> {
-    let Some(digest) = chunk.digest() else { return Ok((slot, offset, 0)) };
+    let Some(address) = chunk.address() else { return Ok((slot, offset, 0)) };
     let turn = lane.turn(chunk.bytes).await;
-    let path = Path::from(means.history.keys().chunk(digest));
+    let path = Path::from(means.history.keys().chunk(&address));
     let by = Deadline::after(means.clock.now(), PATIENCE);
     let bytes = means.history.store().read_chunk(&path, chunk, by).await;
     let bytes = bytes.map_err(|source| RestoreError::Chunk { offset, source })?;
@@ -336,10 +382,10 @@ fn runs(chunks: &[Chunk]) -> impl Iterator<Item = Run> {
         let chunk = *chunks.next()?;
         let begin = offset;
         offset = offset.saturating_add(chunk.bytes);
-        if chunk.digest().is_some() {
+        if chunk.address().is_some() {
             return Some(Run::Chunk { offset: begin, chunk });
         }
-        while let Some(zeros) = chunks.next_if(|next| next.digest().is_none()) {
+        while let Some(zeros) = chunks.next_if(|next| next.address().is_none()) {
             offset = offset.saturating_add(zeros.bytes);
         }
         Some(Run::Zeros { offset: begin, bytes: offset - begin })
@@ -351,10 +397,10 @@ async fn origin(means: &Means, wish: Wish, newest: &Manifest) -> Result<Origin, 
         Restore::Never => return Ok(Origin::Nothing("the pod wants none")),
         Restore::Auto => match (newest.kind, newest.restores_from()) {
             (Kind::Finished, _) => return Ok(Origin::Nothing("the work is finished")),
-            (Kind::Save | Kind::Claim | Kind::Unknown, None) => {
+            (Kind::Save | Kind::Claim | Kind::Collected | Kind::Unknown, None) => {
                 return Ok(Origin::Nothing("no life before saved anything"));
             }
-            (Kind::Save | Kind::Claim | Kind::Unknown, Some(epoch)) => {
+            (Kind::Save | Kind::Claim | Kind::Collected | Kind::Unknown, Some(epoch)) => {
                 state_of(means, newest, epoch).await?
             }
         },
@@ -394,12 +440,15 @@ async fn at_step(means: &Means, newest: &Manifest, step: u64) -> Result<Manifest
 
 #[cfg(test)]
 mod tests {
+    use lifeboat_checkpoint::attempt::Attempt;
+
     use super::*;
 
     #[test]
     fn zeros_in_a_row_are_one_run() {
-        let chunks: Vec<Chunk> =
-            [&[0_u8; 4][..], &[0; 2], &[1; 3], &[0; 5]].map(Chunk::of).into_iter().collect();
+        let attempt = Attempt::new(1, &["uid"]);
+        let parts = [&[0_u8; 4][..], &[0; 2], &[1; 3], &[0; 5]];
+        let chunks: Vec<Chunk> = parts.map(|part| Chunk::of(part, attempt)).into_iter().collect();
         let found: Vec<Run> = runs(&chunks).collect();
         assert_eq!(
             found,

@@ -4,14 +4,17 @@
 //! not exist.
 
 use std::collections::BTreeMap;
-use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
+use lifeboat_checkpoint::attempt::Attempt;
 use lifeboat_checkpoint::chunk::CHUNK_MAX;
 use lifeboat_checkpoint::chunk::Chunk;
 use lifeboat_checkpoint::chunk::Content;
@@ -59,6 +62,16 @@ const CHUNKS_MAX: usize = 1 << 19;
 /// Commits of its own that a life may find in its way, whose answers were lost.
 const OWN_MAX: usize = 3;
 
+/// How long an attempt may store nothing and still be committed.
+///
+/// What an attempt stored may be collected once nothing was added to it for
+/// [`QUIET`](lifeboat_checkpoint::collect::QUIET), by the clock of whoever collects, which S3 allows
+/// to be a quarter of an hour off; some minutes are for a pass of the collection and a slow request.
+pub const SILENT_MAX: Duration = Duration::from_mins(30);
+
+/// Chunks that need not be stored again, and which attempt stored each.
+pub type Stock = BTreeMap<Digest, Attempt>;
+
 /// The life that saves, and how far its history is.
 #[derive(Clone, Debug)]
 pub struct Life {
@@ -88,9 +101,22 @@ pub struct Means {
     /// The time.
     pub clock: Clock,
     /// Chunks that need not be stored again: those of the newest committed manifest.
-    pub known: Arc<BTreeSet<Digest>>,
+    pub known: Arc<Stock>,
+    /// The attempt that this save is.
+    pub attempt: OwnAttempt,
     /// When it must be durable.
     pub by: Deadline,
+}
+
+/// An attempt of ours, and when it last stored something.
+#[derive(Clone, Debug)]
+pub struct OwnAttempt {
+    name: Attempt,
+    /// By the clock since boot, in nanoseconds.
+    began: u64,
+    /// By the same: when the last write began that was answered; 0 before there was one, and
+    /// [`u64::MAX`] once it was silent for too long. Shared by the ranks.
+    wrote: Arc<AtomicU64>,
 }
 
 /// What one rank announces.
@@ -188,7 +214,7 @@ pub struct Committed {
     /// Size of the state, over all ranks.
     pub bytes: u64,
     /// The chunks that it names.
-    pub digests: BTreeSet<Digest>,
+    pub digests: Stock,
 }
 
 /// Why a state was not saved.
@@ -244,6 +270,9 @@ pub enum SaveError {
     /// The ranks saved different steps.
     #[error("the ranks are at different steps")]
     Steps,
+    /// Nothing was stored for so long that what lies there already may be collected.
+    #[error("nothing was stored for half an hour, so that what was stored before may be gone")]
+    Silent,
 }
 
 impl Classify for SaveError {
@@ -256,7 +285,8 @@ impl Classify for SaveError {
             | Self::Parts { .. }
             | Self::Gone { .. }
             | Self::Late { .. }
-            | Self::Steps => Class::Permanent,
+            | Self::Steps
+            | Self::Silent => Class::Permanent,
         }
     }
 
@@ -270,8 +300,57 @@ impl Classify for SaveError {
             Self::Gone { .. } => "gone",
             Self::Late { .. } => "late",
             Self::Steps => "steps",
+            Self::Silent => "silent",
         }
     }
+}
+
+impl OwnAttempt {
+    /// A new attempt of a pod's life.
+    pub fn new(clock: &Clock, node: &str, pod_uid: &str, run: &str) -> Self {
+        let (began, now) = (clock.boottime(), clock.now().as_second());
+        let second = u64::try_from(now).unwrap_or(0);
+        let name = Attempt::new(second, &[node, pod_uid, run, &began.to_string()]);
+        Self { name, began, wrote: Arc::default() }
+    }
+
+    /// Its name in the bucket.
+    pub fn name(&self) -> Attempt {
+        self.name
+    }
+
+    /// Stores an object of this attempt, and remembers that it did.
+    async fn put(&self, means: &Means, path: &Path, bytes: &Bytes) -> Result<(), SaveError> {
+        let asked = means.clock.boottime();
+        means.history.store().put(path, bytes, means.by).await.map_err(SaveError::Part)?;
+        let next = |last: u64| if is_silent(last, asked) { u64::MAX } else { last.max(asked) };
+        // It never fails: there is always a next value.
+        self.wrote.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |last| Some(next(last))).ok();
+        Ok(())
+    }
+
+    /// Until when it may be committed: no later than `by`, and while it is not silent for too long.
+    fn commit_by(&self, clock: &Clock, by: Deadline) -> Result<Deadline, SaveError> {
+        let (last, now) = (self.wrote.load(Ordering::Relaxed), clock.boottime());
+        if is_silent(last, now) {
+            return Err(SaveError::Silent);
+        }
+        let since = if last == 0 { 0 } else { now.saturating_sub(last) };
+        let left = SILENT_MAX.saturating_sub(Duration::from_nanos(since));
+        Ok(by.tighten(Deadline::after(clock.now(), left)))
+    }
+
+    /// Whether it began so long ago that what it did not store itself may be superseded by a commit
+    /// that it did not know of.
+    fn is_old(&self, clock: &Clock) -> bool {
+        is_silent(self.began, clock.boottime())
+    }
+}
+
+/// Whether nothing was stored for too long, with the last write at `last`, if there was one.
+fn is_silent(last: u64, now: u64) -> bool {
+    let long = Duration::from_nanos(now.saturating_sub(last)) > SILENT_MAX;
+    last == u64::MAX || (last != 0 && long)
 }
 
 /// Stores one rank's chunks, from parts that come in any order.
@@ -354,12 +433,19 @@ pub async fn commit(means: &Means, life: &Life, ranks: &[Stored]) -> Result<Comm
     }
     for _ in 0..OWN_MAX {
         let manifest = name_ranks(means, life, ranks, epoch).await?;
-        let written = means.history.create(&manifest, means.by).await;
+        let by = means.attempt.commit_by(&means.clock, means.by)?;
+        let written = means.history.create(&manifest, by).await;
         match written.map_err(|source| SaveError::Commit { epoch, source })? {
             Written::Ours => {
-                let digests = ranks.iter().flat_map(|rank| &rank.chunks);
-                let digests = digests.filter_map(Chunk::digest).copied().collect();
+                let digests = stock(ranks.iter().flat_map(|rank| &rank.chunks));
                 return Ok(Committed { epoch, step, bytes: manifest.bytes, digests });
+            }
+            // What this one did not store again is named by the epoch before that one, and goes
+            // with it, though not so soon.
+            Written::Theirs(theirs)
+                if is_of(life, &theirs) && means.attempt.is_old(&means.clock) =>
+            {
+                return Err(SaveError::Silent);
             }
             Written::Theirs(theirs) if is_of(life, &theirs) => epoch = epoch.saturating_add(1),
             Written::Theirs(theirs) => return Err(superseded(&theirs)),
@@ -376,7 +462,7 @@ pub async fn finish(means: &Means, life: &Life, step: u64) -> Result<Committed, 
         let written = means.history.create(&manifest, means.by).await;
         match written.map_err(|source| SaveError::Commit { epoch, source })? {
             Written::Ours => {
-                return Ok(Committed { epoch, step, bytes: 0, digests: BTreeSet::new() });
+                return Ok(Committed { epoch, step, bytes: 0, digests: Stock::new() });
             }
             Written::Theirs(theirs) if is_of(life, &theirs) => epoch = epoch.saturating_add(1),
             Written::Theirs(theirs) => return Err(superseded(&theirs)),
@@ -399,6 +485,12 @@ pub async fn claim(
         ..blank(means, life, epoch)
     };
     means.history.create(&manifest, means.by).await
+}
+
+/// The chunks that are stored, and by whom.
+pub fn stock<'a>(chunks: impl IntoIterator<Item = &'a Chunk>) -> Stock {
+    let stored = chunks.into_iter().filter_map(Chunk::address);
+    stored.map(|address| (address.digest, address.attempt)).collect()
 }
 
 /// Whether a manifest was written by this life.
@@ -429,9 +521,11 @@ async fn take(
     let (bytes, chunk) = read.map_err(|source| SaveError::HandOver { offset, source })?;
     tell(&part);
     drop(part);
-    if let Some(digest) = chunk.digest().filter(|digest| !means.known.contains(digest)) {
-        let path = Path::from(means.history.keys().chunk(digest));
-        means.history.store().put(&path, &bytes, means.by).await.map_err(SaveError::Part)?;
+    let chunk = means.as_stored(chunk);
+    let own = chunk.address().filter(|address| address.attempt == means.attempt.name());
+    if let Some(address) = own {
+        let path = Path::from(means.history.keys().chunk(&address));
+        means.attempt.put(means, &path, &bytes).await?;
         turn.moved();
     } else {
         turn.skipped();
@@ -464,11 +558,19 @@ fn are_holes(files: &[StillFile], bytes: u64) -> io::Result<bool> {
     Ok(found == bytes)
 }
 
+impl Means {
+    /// The chunk where it lies already, if the newest committed manifest names its bytes.
+    fn as_stored(&self, chunk: Chunk) -> Chunk {
+        let before = chunk.address().and_then(|address| self.known.get(&address.digest));
+        before.map_or(chunk, |attempt| chunk.stored_by(*attempt))
+    }
+}
+
 async fn read(means: &Means, part: &Part) -> io::Result<(Bytes, Chunk)> {
     // `checked` has bounded it.
     let length = usize::try_from(part.bytes).map_err(io::Error::other)?;
     let mut buffer = means.buffers.take(length);
-    let source = part.source.clone();
+    let (source, attempt) = (part.source.clone(), means.attempt.name());
     let work = move || {
         match &source {
             Source::Ring { ring, slot } => ring.read(*slot, &mut buffer)?,
@@ -476,7 +578,7 @@ async fn read(means: &Means, part: &Part) -> io::Result<(Bytes, Chunk)> {
             Source::Files(files) => read_still(files, &mut buffer)?,
         }
         let bytes = buffer.freeze();
-        let chunk = Chunk::of(&bytes);
+        let chunk = Chunk::of(&bytes, attempt);
         Ok((bytes, chunk))
     };
     if part.bytes <= INLINE_MAX { work() } else { means.offload.run(work).await }
@@ -531,8 +633,8 @@ async fn name_ranks(
     ranks: &[Stored],
     epoch: u64,
 ) -> Result<Manifest, SaveError> {
-    // Unlike any other attempt at the same epoch, so that no two write the same object.
-    let attempt = format!("{}-{}", life.run, means.clock.boottime());
+    // Unlike any other attempt, so that no two write the same object.
+    let attempt = means.attempt.name();
     let mut entries = BTreeMap::new();
     for Stored { announced, chunks } in ranks {
         let (rank, step) = (announced.rank, announced.step);
@@ -540,10 +642,10 @@ async fn name_ranks(
         let bytes = layout.bytes();
         let manifest = RankManifest { format: FORMAT, epoch, rank, step, layout, chunks };
         let text = Bytes::from(manifest.to_bytes());
-        let path = Path::from(means.history.keys().rank(epoch, rank, &attempt));
-        means.history.store().put(&path, &text, means.by).await.map_err(SaveError::Part)?;
+        let path = Path::from(means.history.keys().rank(epoch, rank, attempt));
+        means.attempt.put(means, &path, &text).await?;
         let hash = Digest::of(&text);
-        entries.insert(rank, RankEntry { attempt: attempt.clone(), hash, bytes });
+        entries.insert(rank, RankEntry { attempt, hash, bytes });
     }
     let step = ranks.first().map_or(0, |rank| rank.announced.step);
     let bytes = entries.values().map(|entry| entry.bytes).sum();
@@ -587,7 +689,8 @@ mod tests {
             let tag = u8::try_from(rank).unwrap() + 1;
             let (first, rest) = (region.name.as_bytes()[0], [tag; 3]);
             let (own, shared) = ([first, rest[0], rest[1], rest[2]], [first; 4]);
-            Chunk::of(if region.spread == Spread::Own { &own } else { &shared })
+            let bytes = if region.spread == Spread::Own { &own } else { &shared };
+            Chunk::of(bytes, Attempt::new(1, &["uid"]))
         });
         let chunks = chunks.collect();
         Stored { announced: Announced { rank, step: 1, layout }, chunks }

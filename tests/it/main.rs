@@ -3,6 +3,7 @@
 
 mod agent;
 mod chart;
+mod collect;
 mod commands;
 mod control_plane;
 mod controller;

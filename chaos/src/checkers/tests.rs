@@ -164,10 +164,21 @@ fn s2_a_manifest_that_names_what_is_not_there() {
     let manifest = json!({
         "format": 1, "kind": "save", "cluster": "c", "namespace": "n", "job_key": "k", "epoch": 1,
         "world": 1, "bytes": 4,
-        "ranks": { "0": { "attempt": "x", "hash": "0".repeat(64), "bytes": 4 } },
+        "ranks": { "0": {
+            "attempt": "01796054246-5f0c2ad1b96e7743", "hash": "0".repeat(64), "bytes": 4,
+        } },
     });
-    let key = lifeboat_checkpoint::key::Keys::new("", "c", "n", "k").unwrap().manifest(1);
-    planted().store(&key, manifest.to_string().as_bytes()).breaks(&["S2"]);
+    let keys = lifeboat_checkpoint::key::Keys::new("", "c", "n", "k").unwrap();
+    planted().store(&keys.manifest(1), manifest.to_string().as_bytes()).breaks(&["S2"]);
+    // A state that was let go of may be gone, unless the newest goes on from it.
+    let text = manifest.to_string().replace("\"save\"", "\"collected\"");
+    planted().store(&keys.manifest(1), text.as_bytes()).breaks(&[]);
+    let claim = json!({
+        "format": 1, "kind": "claim", "cluster": "c", "namespace": "n", "job_key": "k", "epoch": 2,
+        "parent": 1,
+    });
+    let collected = planted().store(&keys.manifest(1), text.as_bytes());
+    collected.store(&keys.manifest(2), claim.to_string().as_bytes()).breaks(&["S2"]);
 }
 
 #[test]

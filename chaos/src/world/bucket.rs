@@ -38,6 +38,7 @@ pub struct Bucket {
     links: BTreeMap<String, Link>,
     traffic: Traffic,
     log: Vec<Access>,
+    deleted: Vec<String>,
 }
 
 /// One object, or one part of an upload.
@@ -200,6 +201,7 @@ impl Default for Bucket {
             links: BTreeMap::new(),
             traffic: Traffic::default(),
             log: Vec::new(),
+            deleted: Vec::new(),
         }
     }
 }
@@ -267,7 +269,16 @@ impl Bucket {
 
     /// Removes an object; tells whether it was there.
     pub fn delete(&mut self, key: &str) -> bool {
-        self.objects.remove(key).is_some()
+        let was_there = self.objects.remove(key).is_some();
+        if was_there && self.deleted.len() < LOG_CAPACITY {
+            self.deleted.push(key.to_owned());
+        }
+        was_there
+    }
+
+    /// The keys of objects that were there and were deleted, in order.
+    pub fn deleted(&self) -> &[String] {
+        &self.deleted
     }
 
     /// Turns one bit of an object, as nothing but a broken disk would.

@@ -6,6 +6,7 @@ use std::str::FromStr;
 use serde::Deserialize;
 use serde::Serialize;
 
+use crate::attempt::Attempt;
 use crate::region::Region;
 
 /// Smallest size that a stream may be asked to be cut into.
@@ -33,10 +34,21 @@ pub struct Chunk {
 /// What the bytes of a chunk are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Content {
-    /// They are stored under this hash.
-    Stored(Digest),
+    /// They are stored there.
+    Stored(Address),
     /// All of them are zero, and nothing is stored.
     Zero,
+}
+
+/// Where a chunk's bytes are stored: by whom, and under which hash.
+///
+/// The attempt is that which stored them, and need not be that of the manifest which names them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Address {
+    /// The attempt in whose folder they lie.
+    pub attempt: Attempt,
+    /// Their hash, which is their name there.
+    pub digest: Digest,
 }
 
 /// A place where a stream is cut.
@@ -73,8 +85,8 @@ pub enum ChunkError {
         /// What stands there, shortened.
         text: String,
     },
-    /// A chunk says neither what it is called nor that it is zero, or both.
-    #[error("chunk has neither or both of `hash` and `zero`")]
+    /// A chunk says neither where it is stored nor that it is zero, or both, or half of it.
+    #[error("chunk has neither or both of `hash` with `attempt`, and `zero`")]
     Ambiguous,
 }
 
@@ -139,11 +151,25 @@ pub fn is_zero(bytes: &[u8]) -> bool {
 }
 
 impl Chunk {
-    /// The chunk of these bytes. Costs one pass to look for zeros, and one to hash.
-    pub fn of(bytes: &[u8]) -> Self {
-        let content =
-            if is_zero(bytes) { Content::Zero } else { Content::Stored(Digest::of(bytes)) };
+    /// The chunk of these bytes, as this attempt stores it. Costs one pass to look for zeros, and
+    /// one to hash.
+    pub fn of(bytes: &[u8], attempt: Attempt) -> Self {
+        let content = if is_zero(bytes) {
+            Content::Zero
+        } else {
+            Content::Stored(Address { attempt, digest: Digest::of(bytes) })
+        };
         Self { bytes: bytes.len() as u64, content }
+    }
+
+    /// The same bytes, as they were stored before by another attempt.
+    #[must_use]
+    pub fn stored_by(self, attempt: Attempt) -> Self {
+        let content = match self.content {
+            Content::Stored(address) => Content::Stored(Address { attempt, ..address }),
+            Content::Zero => Content::Zero,
+        };
+        Self { content, ..self }
     }
 
     /// Checks that these bytes are the chunk.
@@ -153,15 +179,15 @@ impl Chunk {
             return Err(ChunkError::Size { expected: self.bytes, found });
         }
         match self.content {
-            Content::Stored(expected) => expected.verify(bytes),
+            Content::Stored(address) => address.digest.verify(bytes),
             Content::Zero => Ok(()),
         }
     }
 
-    /// The hash it is stored under, unless it is zero.
-    pub fn digest(&self) -> Option<&Digest> {
-        match &self.content {
-            Content::Stored(digest) => Some(digest),
+    /// Where it is stored, unless it is zero.
+    pub fn address(&self) -> Option<Address> {
+        match self.content {
+            Content::Stored(address) => Some(address),
             Content::Zero => None,
         }
     }
@@ -236,6 +262,8 @@ impl From<Digest> for String {
 struct ChunkText {
     bytes: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    attempt: Option<Attempt>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     hash: Option<Digest>,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     zero: bool,
@@ -245,10 +273,12 @@ impl TryFrom<ChunkText> for Chunk {
     type Error = ChunkError;
 
     fn try_from(text: ChunkText) -> Result<Self, ChunkError> {
-        let content = match (text.hash, text.zero) {
-            (Some(digest), false) => Content::Stored(digest),
-            (None, true) => Content::Zero,
-            (None, false) | (Some(_), true) => return Err(ChunkError::Ambiguous),
+        let content = match (text.attempt, text.hash, text.zero) {
+            (Some(attempt), Some(digest), false) => Content::Stored(Address { attempt, digest }),
+            (None, None, true) => Content::Zero,
+            (None, _, false) | (_, None, false) | (Some(_), _, true) | (_, Some(_), true) => {
+                return Err(ChunkError::Ambiguous);
+            }
         };
         Ok(Self { bytes: text.bytes, content })
     }
@@ -256,8 +286,9 @@ impl TryFrom<ChunkText> for Chunk {
 
 impl From<Chunk> for ChunkText {
     fn from(chunk: Chunk) -> Self {
-        let hash = chunk.digest().copied();
-        Self { bytes: chunk.bytes, hash, zero: hash.is_none() }
+        let address = chunk.address();
+        let (attempt, hash) = (address.map(|one| one.attempt), address.map(|one| one.digest));
+        Self { bytes: chunk.bytes, attempt, hash, zero: address.is_none() }
     }
 }
 
@@ -269,6 +300,10 @@ mod tests {
 
     fn region(bytes: u64) -> Region {
         Region::new("r", Dtype::U8, &[bytes])
+    }
+
+    fn attempt() -> Attempt {
+        Attempt::new(1_796_054_246, &["uid"])
     }
 
     #[track_caller]
@@ -298,17 +333,24 @@ mod tests {
 
     #[test]
     fn a_chunk_of_zeros_is_not_stored() {
-        let chunk = Chunk::of(&[0; 5000]);
+        let chunk = Chunk::of(&[0; 5000], attempt());
         assert_eq!(chunk.content, Content::Zero);
         assert_eq!(serde_json::to_string(&chunk).unwrap(), r#"{"bytes":5000,"zero":true}"#);
         let mut bytes = [0; 5000];
         bytes[4999] = 1;
-        assert_eq!(Chunk::of(&bytes).digest(), Some(&Digest::of(&bytes)));
+        let stored = Chunk::of(&bytes, attempt());
+        let address = Address { attempt: attempt(), digest: Digest::of(&bytes) };
+        assert_eq!(stored.address(), Some(address));
+        let before = Attempt::new(1, &["other"]);
+        assert_eq!(
+            stored.stored_by(before).address(),
+            Some(Address { attempt: before, ..address })
+        );
     }
 
     #[test]
     fn a_flipped_bit_and_a_missing_byte_are_seen() {
-        let chunk = Chunk::of(b"state");
+        let chunk = Chunk::of(b"state", attempt());
         assert_eq!(chunk.verify(b"state"), Ok(()));
         assert!(matches!(chunk.verify(b"stbte"), Err(ChunkError::Content { .. })));
         assert_eq!(chunk.verify(b"stat"), Err(ChunkError::Size { expected: 5, found: 4 }));
@@ -316,8 +358,20 @@ mod tests {
 
     #[test]
     fn a_chunk_without_a_hash_is_refused_and_not_zero() {
-        for text in [r#"{"bytes":1}"#, r#"{"bytes":1,"hash":"xy"}"#, r#"{"zero":true}"#] {
-            assert!(serde_json::from_str::<Chunk>(text).is_err(), "{text}");
+        let whole = serde_json::to_string(&Chunk::of(b"state", attempt())).unwrap();
+        assert!(serde_json::from_str::<Chunk>(&whole).is_ok());
+        let (name, hash) = (attempt(), Digest::of(b"state"));
+        for text in [
+            r#"{"bytes":1}"#.to_owned(),
+            r#"{"zero":true}"#.to_owned(),
+            format!(r#"{{"bytes":5,"hash":"{hash}"}}"#),
+            format!(r#"{{"bytes":5,"attempt":"{name}"}}"#),
+            format!(r#"{{"bytes":5,"attempt":"{name}","zero":true}}"#),
+            format!(r#"{{"bytes":5,"attempt":"{name}","hash":"xy"}}"#),
+            format!(r#"{{"bytes":5,"attempt":"../{name}","hash":"{hash}"}}"#),
+            whole.replace('}', r#","zero":true}"#),
+        ] {
+            assert!(serde_json::from_str::<Chunk>(&text).is_err(), "{text}");
         }
     }
 

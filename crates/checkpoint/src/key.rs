@@ -2,7 +2,8 @@
 
 use std::fmt::Write as _;
 
-use crate::chunk::Digest;
+use crate::attempt::Attempt;
+use crate::chunk::Address;
 
 /// Digits of an epoch in a key, so that a listing is in order.
 const EPOCH_DIGITS: usize = 10;
@@ -17,10 +18,30 @@ pub struct KeyError {
 
 /// The folder of one job key in the bucket, and the keys below it.
 ///
-/// Layout: `<prefix>/<cluster>/<namespace>/<job key>/{chunks,epochs}/…`.
+/// Layout: `<prefix>/<cluster>/<namespace>/<job key>/{chunks,epochs,pins}/…`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Keys {
     root: String,
+}
+
+/// What lies in the folder of a job key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Object {
+    /// A chunk.
+    Chunk(Address),
+    /// The manifest of an epoch.
+    Manifest(u64),
+    /// The manifest of a rank, as written by one attempt.
+    Rank {
+        /// The epoch it was written for.
+        epoch: u64,
+        /// The rank.
+        rank: u32,
+        /// Who wrote it.
+        attempt: Attempt,
+    },
+    /// The mark that keeps an epoch.
+    Pin(u64),
 }
 
 impl Keys {
@@ -47,19 +68,29 @@ impl Keys {
         &self.root
     }
 
-    /// A chunk, by the hash of its bytes.
-    pub fn chunk(&self, digest: &Digest) -> String {
-        format!("{}chunks/{digest}", self.root)
+    /// A chunk, by the attempt that stored it and the hash of its bytes.
+    pub fn chunk(&self, Address { attempt, digest }: &Address) -> String {
+        format!("{}{attempt}/{digest}", self.chunks())
     }
 
-    /// The folder of all chunks.
+    /// The folder of all chunks, in which each attempt has its own.
     pub fn chunks(&self) -> String {
         format!("{}chunks/", self.root)
     }
 
     /// The manifest of one rank, as written by one attempt.
-    pub fn rank(&self, epoch: u64, rank: u32, attempt: &str) -> String {
-        format!("{}ranks/{rank:05}-{}.json", self.epoch(epoch), escape(attempt))
+    pub fn rank(&self, epoch: u64, rank: u32, attempt: Attempt) -> String {
+        format!("{}ranks/{rank:05}-{attempt}.json", self.epoch(epoch))
+    }
+
+    /// The mark that keeps an epoch from being collected.
+    pub fn pin(&self, epoch: u64) -> String {
+        format!("{}{epoch:0width$}.json", self.pins(), width = EPOCH_DIGITS)
+    }
+
+    /// The folder of all pins.
+    pub fn pins(&self) -> String {
+        format!("{}pins/", self.root)
     }
 
     /// The manifest of an epoch: the last thing written, created once.
@@ -74,9 +105,49 @@ impl Keys {
 
     /// The epoch whose manifest a key is, if it is one of this folder.
     pub fn epoch_of(&self, key: &str) -> Option<u64> {
-        let digits = key.strip_prefix(&self.epochs())?.strip_suffix("/MANIFEST.json")?;
-        let epoch = digits.parse().ok()?;
-        (self.manifest(epoch) == key).then_some(epoch)
+        match self.object(key) {
+            Some(Object::Manifest(epoch)) => Some(epoch),
+            Some(Object::Chunk(_) | Object::Rank { .. } | Object::Pin(_)) | None => None,
+        }
+    }
+
+    /// What a key below this folder is; nothing if it is none that we write.
+    pub fn object(&self, key: &str) -> Option<Object> {
+        let below = key.strip_prefix(&self.root)?;
+        let (folder, rest) = below.split_once('/')?;
+        let object = match folder {
+            "chunks" => {
+                let (attempt, digest) = rest.split_once('/')?;
+                let (attempt, digest) = (attempt.parse().ok()?, digest.parse().ok()?);
+                Object::Chunk(Address { attempt, digest })
+            }
+            "epochs" => {
+                let (epoch, rest) = rest.split_once('/')?;
+                let epoch = epoch.parse().ok()?;
+                match rest.strip_prefix("ranks/") {
+                    None => Object::Manifest(epoch),
+                    Some(file) => {
+                        let (rank, attempt) = file.strip_suffix(".json")?.split_once('-')?;
+                        let (rank, attempt) = (rank.parse().ok()?, attempt.parse().ok()?);
+                        Object::Rank { epoch, rank, attempt }
+                    }
+                }
+            }
+            "pins" => Object::Pin(rest.strip_suffix(".json")?.parse().ok()?),
+            _ => return None,
+        };
+        // There is one spelling of each: a number with a sign, or of other width, is none of ours.
+        (self.key(&object) == key).then_some(object)
+    }
+
+    /// The key of an object.
+    pub fn key(&self, object: &Object) -> String {
+        match object {
+            Object::Chunk(address) => self.chunk(address),
+            Object::Manifest(epoch) => self.manifest(*epoch),
+            Object::Rank { epoch, rank, attempt } => self.rank(*epoch, *rank, *attempt),
+            Object::Pin(epoch) => self.pin(*epoch),
+        }
     }
 
     fn epoch(&self, epoch: u64) -> String {
@@ -114,9 +185,33 @@ pub fn escape(name: &str) -> String {
     escaped
 }
 
+/// The name that a path segment was made of; none if it was made by something else.
+pub fn unescape(segment: &str) -> Option<String> {
+    let mut bytes = Vec::with_capacity(segment.len());
+    let mut rest = segment.as_bytes();
+    while let Some((first, tail)) = rest.split_first() {
+        if *first == b'=' {
+            let (digits, tail) = tail.split_at_checked(2)?;
+            let digits = std::str::from_utf8(digits).ok()?;
+            bytes.push(u8::from_str_radix(digits, 16).ok()?);
+            rest = tail;
+        } else {
+            bytes.push(*first);
+            rest = tail;
+        }
+    }
+    let name = String::from_utf8(bytes).ok()?;
+    (!name.is_empty() && escape(&name) == segment).then_some(name)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::chunk::Digest;
+
+    fn attempt() -> Attempt {
+        Attempt::new(1_796_054_246, &["uid", "run", "1"])
+    }
 
     fn keys() -> Keys {
         Keys::new("team/ckpt/", "blue", "ml", "7c9e/worker").unwrap()
@@ -124,17 +219,24 @@ mod tests {
 
     #[test]
     fn keys_are_these() {
-        let digest = Digest::of(b"");
+        let address = Address { attempt: attempt(), digest: Digest::of(b"") };
         assert_eq!(keys().root(), "team/ckpt/blue/ml/7c9e=2fworker/");
         assert_eq!(
             keys().manifest(42),
             "team/ckpt/blue/ml/7c9e=2fworker/epochs/0000000042/MANIFEST.json"
         );
         assert_eq!(
-            keys().rank(42, 7, "a1"),
-            "team/ckpt/blue/ml/7c9e=2fworker/epochs/0000000042/ranks/00007-a1.json"
+            keys().rank(42, 7, attempt()),
+            format!(
+                "team/ckpt/blue/ml/7c9e=2fworker/epochs/0000000042/ranks/00007-{}.json",
+                attempt()
+            )
         );
-        assert_eq!(keys().chunk(&digest), format!("{}chunks/{digest}", keys().root()));
+        assert_eq!(
+            keys().chunk(&address),
+            format!("{}chunks/{}/{}", keys().root(), attempt(), address.digest)
+        );
+        assert_eq!(keys().pin(42), "team/ckpt/blue/ml/7c9e=2fworker/pins/0000000042.json");
         assert_eq!(Keys::new("", "c", "n", "j").unwrap().root(), "c/n/j/");
     }
 
@@ -142,12 +244,43 @@ mod tests {
     fn an_epoch_is_read_back_from_its_manifest_only() {
         assert_eq!(keys().epoch_of(&keys().manifest(42)), Some(42));
         assert_eq!(keys().epoch_of(&keys().manifest(u64::MAX)), Some(u64::MAX));
-        assert_eq!(keys().epoch_of(&keys().rank(42, 7, "a1")), None);
+        assert_eq!(keys().epoch_of(&keys().rank(42, 7, attempt())), None);
         assert_eq!(
             keys().epoch_of("team/ckpt/blue/ml/other/epochs/0000000042/MANIFEST.json"),
             None
         );
         assert_eq!(keys().epoch_of(&format!("{}42/MANIFEST.json", keys().epochs())), None);
+    }
+
+    #[test]
+    fn each_object_is_read_back_from_its_key_and_no_other_key_is_one() {
+        let digest = Digest::of(b"");
+        let objects = [
+            Object::Chunk(Address { attempt: attempt(), digest }),
+            Object::Manifest(42),
+            Object::Rank { epoch: 42, rank: 70_000, attempt: attempt() },
+            Object::Pin(42),
+        ];
+        for object in objects {
+            assert_eq!(keys().object(&keys().key(&object)), Some(object));
+        }
+        let root = keys().root().to_owned();
+        for below in [
+            format!("chunks/{digest}"),
+            format!("chunks/{}/x/{digest}", attempt()),
+            format!("chunks/../{digest}"),
+            format!("chunks/{}/", attempt()),
+            "epochs/0000000042/OTHER.json".to_owned(),
+            "epochs/+000000042/MANIFEST.json".to_owned(),
+            format!("epochs/0000000042/ranks/7-{}.json", attempt()),
+            "epochs/0000000042/ranks/00007-a1.json".to_owned(),
+            "pins/42.json".to_owned(),
+            "pins/0000000042.json.bak".to_owned(),
+            "notes.txt".to_owned(),
+        ] {
+            assert_eq!(keys().object(&format!("{root}{below}")), None, "{below}");
+        }
+        assert_eq!(keys().object("elsewhere/pins/0000000042.json"), None);
     }
 
     #[test]
@@ -165,6 +298,14 @@ mod tests {
         #[test]
         fn two_names_never_share_a_folder(one in ".*", other in ".*") {
             proptest::prop_assert_eq!(escape(&one) == escape(&other), one == other);
+        }
+
+        #[test]
+        fn a_name_is_read_back_from_its_folder(name in ".+", other in "[a-z=%._/+0-9]*") {
+            proptest::prop_assert_eq!(unescape(&escape(&name)), Some(name));
+            if let Some(name) = unescape(&other) {
+                proptest::prop_assert_eq!(escape(&name), other);
+            }
         }
     }
 }

@@ -6,6 +6,7 @@ use serde::Deserialize;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::attempt::Attempt;
 use crate::chunk::CHUNK_MAX;
 use crate::chunk::Chunk;
 use crate::chunk::ChunkError;
@@ -60,7 +61,7 @@ pub struct Manifest {
     /// Size of the state, over all ranks.
     #[serde(default)]
     pub bytes: u64,
-    /// The manifest of each rank; none for a claim.
+    /// The manifest of each rank; none for a claim or an end.
     #[serde(default)]
     pub ranks: BTreeMap<u32, RankEntry>,
 }
@@ -75,6 +76,9 @@ pub enum Kind {
     Claim,
     /// The work is done; nothing is resumed after it.
     Finished,
+    /// State was saved, and later ones took its place: its chunks are gone, or will be. It keeps
+    /// its number, so that nobody can take that again.
+    Collected,
     /// Something a newer version knows. It takes its number, and cannot be restored here.
     #[serde(other)]
     Unknown,
@@ -97,8 +101,8 @@ pub struct Holder {
 /// Where the manifest of a rank lies, and what it must be.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RankEntry {
-    /// Its file under `ranks/`, told apart by the attempt that wrote it.
-    pub attempt: String,
+    /// The attempt that wrote it: its file under `ranks/` has that name.
+    pub attempt: Attempt,
     /// BLAKE3 of it.
     pub hash: Digest,
     /// Size of the rank's state.
@@ -216,6 +220,16 @@ impl Manifest {
         to_bytes(self)
     }
 
+    /// The same, with its state let go of: nothing goes on from it any more. Only a save has one.
+    pub fn collected(&self) -> Option<Self> {
+        (self.kind == Kind::Save).then(|| Self { kind: Kind::Collected, ..self.clone() })
+    }
+
+    /// The same, as it was before its state was let go of.
+    pub fn put_back(&self) -> Option<Self> {
+        (self.kind == Kind::Collected).then(|| Self { kind: Kind::Save, ..self.clone() })
+    }
+
     /// Checks that it is whole: a save names the manifest of every rank, others name none.
     pub fn check(&self) -> Result<(), ManifestError> {
         if self.epoch == 0 {
@@ -225,7 +239,7 @@ impl Manifest {
             return Err(self.fault("follows an epoch that comes after it"));
         }
         match self.kind {
-            Kind::Save => self.check_save(),
+            Kind::Save | Kind::Collected => self.check_save(),
             Kind::Claim | Kind::Finished if !self.ranks.is_empty() => {
                 Err(self.fault("names chunks of its own"))
             }
@@ -246,7 +260,7 @@ impl Manifest {
         match self.kind {
             Kind::Save => Some(self.epoch),
             Kind::Claim => self.parent,
-            Kind::Finished | Kind::Unknown => None,
+            Kind::Finished | Kind::Collected | Kind::Unknown => None,
         }
     }
 
@@ -317,9 +331,9 @@ impl RankManifest {
     }
 
     /// What the manifest over all says of it.
-    pub fn entry(&self, attempt: &str) -> RankEntry {
+    pub fn entry(&self, attempt: Attempt) -> RankEntry {
         let hash = Digest::of(&self.to_bytes());
-        RankEntry { attempt: attempt.to_owned(), hash, bytes: self.layout.bytes() }
+        RankEntry { attempt, hash, bytes: self.layout.bytes() }
     }
 }
 
@@ -379,12 +393,16 @@ mod tests {
     const PLACE: Place<'_> =
         Place { cluster: "blue", namespace: "ml", job_key: "7c9e/worker", epoch: 3 };
 
+    fn attempt() -> Attempt {
+        Attempt::new(1_796_054_246, &["d6b1", "r1", "1"])
+    }
+
     fn rank() -> RankManifest {
         let weights = Region::new("weights", Dtype::F32, &[2, 2]);
         let loader = Region::new("loader", Dtype::U8, &[5]);
         let tree = Tree::map([("lr", Tree::Float(0.1)), ("seen", Tree::Int(512))]);
         let layout = Layout { regions: vec![weights, loader], tree };
-        let chunks = vec![Chunk::of(b"0123456789abcdef"), Chunk::of(&[0; 5])];
+        let chunks = vec![Chunk::of(b"0123456789abcdef", attempt()), Chunk::of(&[0; 5], attempt())];
         RankManifest { format: FORMAT, epoch: 3, rank: 0, step: 8412, layout, chunks }
     }
 
@@ -410,7 +428,7 @@ mod tests {
             created_at: "2026-11-22T12:00:41Z".into(),
             deadline: Some("2026-11-22T12:02:03Z".into()),
             bytes: 21,
-            ranks: BTreeMap::from([(0, rank().entry("a1"))]),
+            ranks: BTreeMap::from([(0, rank().entry(attempt()))]),
         }
     }
 
@@ -437,6 +455,16 @@ mod tests {
         assert_eq!(manifest.parse_rank(0, GOLDEN_RANK).unwrap(), rank());
         assert_eq!(manifest.restores_from(), Some(3));
         assert_eq!(Manifest::parse(&claim().to_bytes()).unwrap().restores_from(), Some(2));
+    }
+
+    #[test]
+    fn a_collected_epoch_keeps_its_number_and_can_be_put_back_but_not_gone_on_from() {
+        let collected = Manifest::parse(&save().collected().unwrap().to_bytes()).unwrap();
+        assert_eq!((collected.kind, collected.epoch), (Kind::Collected, 3));
+        assert_eq!(collected.restores_from(), None);
+        assert_eq!(collected.put_back(), Some(save()));
+        assert_eq!((collected.collected(), save().put_back()), (None, None));
+        assert_eq!(claim().collected(), None);
     }
 
     #[test]

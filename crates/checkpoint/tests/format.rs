@@ -4,6 +4,7 @@
 use std::fs;
 use std::path::PathBuf;
 
+use lifeboat_checkpoint::attempt::Attempt;
 use lifeboat_checkpoint::chunk::Chunk;
 use lifeboat_checkpoint::chunk::ChunkError;
 use lifeboat_checkpoint::manifest::FORMAT;
@@ -43,6 +44,15 @@ fn read(name: &str) -> Vec<u8> {
     fs::read(golden(name)).unwrap()
 }
 
+fn attempt() -> Attempt {
+    Attempt::new(1_796_054_846, &["d6b1", "r1", "2"])
+}
+
+/// The attempt before, which stored what did not change since.
+fn before() -> Attempt {
+    Attempt::new(1_796_054_246, &["d6b1", "r1", "1"])
+}
+
 /// Every kind of region, chunk and value there is.
 fn kinds() -> (RankManifest, Vec<u8>) {
     let weights =
@@ -51,10 +61,10 @@ fn kinds() -> (RankManifest, Vec<u8>) {
     let other = Region { bytes: 4, ..Region::new("other", Dtype::named("f4_e2m1"), &[8]) };
     let mut bytes: Vec<u8> =
         [0.5_f32, -1.0, 3.25, f32::MAX].iter().flat_map(|number| number.to_le_bytes()).collect();
-    let chunk = Chunk::of(&bytes);
+    let chunk = Chunk::of(&bytes, before());
     bytes.extend([0; 24]);
     bytes.extend([1, 2, 3, 4]);
-    let chunks = vec![chunk, Chunk::of(&[0; 24]), Chunk::of(&[1, 2, 3, 4])];
+    let chunks = vec![chunk, Chunk::of(&[0; 24], attempt()), Chunk::of(&[1, 2, 3, 4], attempt())];
     let tree = Tree::map([
         ("nothing", Tree::Null),
         ("amp", Tree::Bool(true)),
@@ -76,20 +86,37 @@ fn every_kind_of_thing_is_written_so_to_the_byte() {
     let (manifest, bytes) = kinds();
     let stored = [(0..16, &manifest.chunks[0]), (40..44, &manifest.chunks[2])];
     if std::env::var_os("UPDATE_GOLDEN").is_some() {
-        fs::create_dir_all(golden("chunks")).unwrap();
         fs::write(golden("rank-kinds-1.json"), manifest.to_bytes()).unwrap();
         for (place, chunk) in stored {
-            let name = format!("chunks/{}", chunk.digest().unwrap());
-            fs::write(golden(&name), &bytes[place]).unwrap();
+            let path = golden(&name(chunk));
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, &bytes[place]).unwrap();
         }
         return;
     }
     assert_eq!(RankManifest::parse(&read("rank-kinds-1.json")).unwrap(), manifest);
     assert_eq!(read("rank-kinds-1.json"), manifest.to_bytes());
     for (place, chunk) in stored {
-        let found = read(&format!("chunks/{}", chunk.digest().unwrap()));
+        let found = read(&name(chunk));
         assert_eq!(found, bytes[place]);
         assert_eq!(chunk.verify(&found), Ok(()));
+    }
+}
+
+fn name(chunk: &Chunk) -> String {
+    let address = chunk.address().unwrap();
+    format!("chunks/{}/{}", address.attempt, address.digest)
+}
+
+#[test]
+fn an_attempt_that_is_no_name_is_refused_before_it_is_part_of_a_key() {
+    let (manifest, rank) = (read("manifest-1.json"), read("rank-1.json"));
+    let (manifest, rank) = (String::from_utf8(manifest).unwrap(), String::from_utf8(rank).unwrap());
+    let name = before().to_string();
+    assert!(manifest.contains(&name) && rank.contains(&name));
+    for other in ["", "..", "../../other", "/", "a1", "01796054246-", "1796054246", "%2e%2e"] {
+        assert!(Manifest::parse(manifest.replace(&name, other).as_bytes()).is_err(), "{other}");
+        assert!(RankManifest::parse(rank.replace(&name, other).as_bytes()).is_err(), "{other}");
     }
 }
 

@@ -6,6 +6,7 @@ docs/checkpoint-format.md says.
 
 import base64
 import json
+import re
 import struct
 from pathlib import Path
 
@@ -28,7 +29,8 @@ def stream(rank: dict) -> bytes:
         if chunk.get("zero"):
             parts.append(bytes(chunk["bytes"]))
         else:
-            part = (GOLDEN / "chunks" / chunk["hash"]).read_bytes()
+            assert re.fullmatch("[0-9]{11}-[0-9a-f]{16}", chunk["attempt"])
+            part = (GOLDEN / "chunks" / chunk["attempt"] / chunk["hash"]).read_bytes()
             assert len(part) == chunk["bytes"]
             check(part, chunk["hash"])
             parts.append(part)

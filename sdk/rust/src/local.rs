@@ -10,16 +10,21 @@ use std::io;
 use std::io::Write;
 use std::path::Path;
 use std::path::PathBuf;
+use std::time::SystemTime;
 
+use lifeboat_checkpoint::attempt::Attempt;
+use lifeboat_checkpoint::chunk::Address;
 use lifeboat_checkpoint::chunk::CHUNK_DEFAULT;
 use lifeboat_checkpoint::chunk::Chunk;
 use lifeboat_checkpoint::chunk::Content;
+use lifeboat_checkpoint::chunk::Digest;
 use lifeboat_checkpoint::chunk::cuts;
 use lifeboat_checkpoint::key::Keys;
 use lifeboat_checkpoint::manifest::FORMAT;
 use lifeboat_checkpoint::manifest::Holder;
 use lifeboat_checkpoint::manifest::Kind;
 use lifeboat_checkpoint::manifest::Manifest;
+use lifeboat_checkpoint::manifest::ManifestError;
 use lifeboat_checkpoint::manifest::RankManifest;
 
 use crate::error::Damage;
@@ -48,13 +53,14 @@ impl Folder {
         let stream = parts.stream(&Without::default())?;
         let newest = self.newest()?;
         let epoch = newest.as_ref().map_or(0, |newest| newest.epoch) + 1;
-        let chunks = self.store(&stream)?;
+        let attempt = attempt(epoch);
+        let known = self.known(newest.as_ref());
+        let chunks = self.store(&stream, attempt, &known)?;
         let bytes = stream.bytes();
         let layout = stream.layout;
         let rank = RankManifest { format: FORMAT, epoch, rank: 0, step, layout, chunks };
-        let attempt = std::process::id().to_string();
-        self.create(&self.keys.rank(epoch, 0, &attempt), &rank.to_bytes())?;
-        let ranks = BTreeMap::from([(0, rank.entry(&attempt))]);
+        self.create(&self.keys.rank(epoch, 0, attempt), &rank.to_bytes())?;
+        let ranks = BTreeMap::from([(0, rank.entry(attempt))]);
         let manifest = Manifest { step, bytes, world: 1, ranks, ..empty(Kind::Save, epoch) };
         self.create(&self.keys.manifest(epoch), &manifest.to_bytes())?;
         Ok(epoch)
@@ -90,16 +96,32 @@ impl Folder {
         Ok(Some((manifest.epoch, rank.step)))
     }
 
-    fn store(&self, stream: &Stream) -> Result<Vec<Chunk>, Error> {
+    /// The chunks that the newest state names: they are not stored again. None if it is damaged.
+    fn known(&self, newest: Option<&Manifest>) -> BTreeMap<Digest, Attempt> {
+        let newest = newest.filter(|newest| newest.kind == Kind::Save);
+        let chunks = newest.and_then(|newest| self.rank(newest).ok()).map(|rank| rank.chunks);
+        let stored = chunks.iter().flatten().filter_map(Chunk::address);
+        let is_there = |address: &Address| self.top.join(self.keys.chunk(address)).exists();
+        stored.filter(is_there).map(|address| (address.digest, address.attempt)).collect()
+    }
+
+    fn store(
+        &self,
+        stream: &Stream,
+        attempt: Attempt,
+        known: &BTreeMap<Digest, Attempt>,
+    ) -> Result<Vec<Chunk>, Error> {
         let mut chunks = Vec::new();
         let mut buffer = Vec::new();
         for cut in cuts(&stream.layout.regions, CHUNK_DEFAULT) {
             buffer.resize(usize::try_from(cut.bytes).expect("a chunk fits memory"), 0);
             stream.read(cut.offset, &mut buffer)?;
-            let chunk = Chunk::of(&buffer);
-            if let Some(digest) = chunk.digest() {
-                let key = self.keys.chunk(digest);
-                if !self.top.join(&key).exists() {
+            let mut chunk = Chunk::of(&buffer, attempt);
+            if let Some(address) = chunk.address() {
+                let key = self.keys.chunk(&address);
+                if let Some(before) = known.get(&address.digest) {
+                    chunk = chunk.stored_by(*before);
+                } else if !self.top.join(&key).exists() {
                     self.create(&key, &buffer)?;
                 }
             }
@@ -109,10 +131,10 @@ impl Folder {
     }
 
     fn load(&self, chunk: &Chunk) -> Result<Vec<u8>, Error> {
-        let Content::Stored(digest) = &chunk.content else {
+        let Content::Stored(address) = &chunk.content else {
             return Ok(vec![0; usize::try_from(chunk.bytes).expect("a chunk fits memory")]);
         };
-        let path = self.top.join(self.keys.chunk(digest));
+        let path = self.top.join(self.keys.chunk(address));
         let bytes = read(&path)?;
         chunk.verify(&bytes).map_err(damaged(&path))?;
         Ok(bytes)
@@ -142,8 +164,11 @@ impl Folder {
     }
 
     fn rank(&self, manifest: &Manifest) -> Result<RankManifest, Error> {
-        let attempt = manifest.ranks.get(&0).map_or("", |entry| entry.attempt.as_str());
-        let path = self.top.join(self.keys.rank(manifest.epoch, 0, attempt));
+        let Some(entry) = manifest.ranks.get(&0) else {
+            let source = ManifestError::Ranks { found: 0, world: manifest.world };
+            return Err(damaged(&self.top.join(self.keys.manifest(manifest.epoch)))(source));
+        };
+        let path = self.top.join(self.keys.rank(manifest.epoch, 0, entry.attempt));
         manifest.parse_rank(0, &read(&path)?).map_err(damaged(&path))
     }
 
@@ -159,6 +184,14 @@ impl Folder {
         let removed = fs::remove_file(&partial);
         written.and(removed).map_err(failed(&path, "written"))
     }
+}
+
+/// Names an attempt of this process.
+#[expect(clippy::disallowed_methods, reason = "nothing here waits, and a name is no decision")]
+fn attempt(epoch: u64) -> Attempt {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let words = [std::process::id().to_string(), epoch.to_string(), since.as_nanos().to_string()];
+    Attempt::new(since.as_secs(), &words.each_ref().map(String::as_str))
 }
 
 fn empty(kind: Kind, epoch: u64) -> Manifest {
@@ -227,13 +260,31 @@ mod tests {
     }
 
     #[test]
+    fn what_the_newest_state_names_is_not_stored_again() {
+        let top = tempfile::tempdir().unwrap();
+        let folder = Folder::new(top.path(), 0);
+        let (parts, weights) = parts(vec![1.0, 2.0]);
+        folder.save(&parts, 5).unwrap();
+        folder.save(&parts, 6).unwrap();
+        let attempts = || fs::read_dir(top.path().join(folder.keys.chunks())).unwrap().count();
+        assert_eq!(attempts(), 1);
+        weights.lock().fill(7.0);
+        folder.save(&parts, 7).unwrap();
+        assert_eq!(attempts(), 2);
+        weights.lock().fill(0.0);
+        assert_eq!(folder.restore(&parts, None).unwrap(), Some((3, 7)));
+        assert_eq!(weights.lock()[..], [7.0, 7.0]);
+    }
+
+    #[test]
     fn a_chunk_that_was_changed_is_refused() {
         let top = tempfile::tempdir().unwrap();
         let folder = Folder::new(top.path(), 0);
         let (parts, _) = parts(vec![1.0, 2.0]);
         folder.save(&parts, 5).unwrap();
         let chunks = top.path().join(folder.keys.chunks());
-        let chunk = fs::read_dir(chunks).unwrap().next().unwrap().unwrap().path();
+        let first = |folder: PathBuf| fs::read_dir(folder).unwrap().next().unwrap().unwrap().path();
+        let chunk = first(first(chunks));
         fs::write(&chunk, [9; 8]).unwrap();
         let refused = folder.restore(&parts, None).unwrap_err();
         assert!(matches!(refused, Error::Damaged { source: Damage::Chunk(_), .. }));

@@ -158,7 +158,8 @@ pub(super) fn failure(error: &SaveError) -> Failure {
             source: HistoryError::Store { source: StoreError::Late { .. }, .. },
             ..
         }
-        | SaveError::Late { .. } => Failure::TooLate,
+        | SaveError::Late { .. }
+        | SaveError::Silent => Failure::TooLate,
         SaveError::Part(_) | SaveError::Commit { .. } => Failure::Store,
         SaveError::Superseded { .. } => Failure::Superseded,
         SaveError::HandOver { .. } | SaveError::Parts { .. } => Failure::HandOver,

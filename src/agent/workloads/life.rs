@@ -1,11 +1,9 @@
 //! A life: the ranks that run together for one job key, and what is under way with them.
 
 use std::collections::BTreeMap;
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use lifeboat_checkpoint::chunk::Digest;
 use lifeboat_domain::deadline::Deadline;
 use lifeboat_domain::ids::Epoch;
 use lifeboat_domain::ids::JobKey;
@@ -29,6 +27,7 @@ use crate::agent::workloads::restoring;
 use crate::agent::workloads::saving;
 use crate::agent::workloads::session::State;
 use crate::data::save::Committed;
+use crate::data::save::Stock;
 
 /// Numbers the lives that this agent has met.
 pub(super) type LifeId = u64;
@@ -129,8 +128,8 @@ pub(super) struct Life {
     pub(super) standing: Standing,
     /// The epoch whose state it went on from, or saved last.
     pub(super) parent: Option<u64>,
-    /// The chunks of that epoch.
-    pub(super) digests: Arc<BTreeSet<Digest>>,
+    /// The chunks of that epoch, if it is the newest that has any: only those are not stored again.
+    pub(super) digests: Arc<Stock>,
     /// What is under way.
     pub(super) deed: Deed,
     /// What came of what its pods were last asked.

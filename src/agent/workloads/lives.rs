@@ -60,6 +60,7 @@ use crate::data::restore::RestoreError;
 use crate::data::restore::Wish;
 use crate::data::save;
 use crate::data::save::Committed;
+use crate::data::save::OwnAttempt;
 use crate::data::save::SaveError;
 use crate::data::scheduler::Demand;
 use crate::data::scheduler::Direction;
@@ -197,6 +198,10 @@ impl Registry {
                 None
             }
             Looked::Own { epoch, parent, stored } => {
+                if life.parent != parent {
+                    // A commit whose answer was lost: what is known is not of the newest epoch.
+                    life.digests = Arc::default();
+                }
                 (life.standing, life.parent) = (Standing::Claimed(epoch), parent);
                 life.saved = stored.or(life.saved);
                 None
@@ -552,7 +557,8 @@ impl Registry {
             | SaveError::HandOver { .. }
             | SaveError::Parts { .. }
             | SaveError::Late { .. }
-            | SaveError::Steps => self.fail(id, frames::fail_reason(error)),
+            | SaveError::Steps
+            | SaveError::Silent => self.fail(id, frames::fail_reason(error)),
         }
     }
 
@@ -839,7 +845,10 @@ impl Registry {
     }
 
     fn save_means(&self, life: &Life, by: Deadline) -> Option<save::Means> {
+        let pod = life.pods.first().map_or("", |uid| uid.as_str());
+        let (clock, node) = (&self.means.clock, &self.means.place.node);
         Some(save::Means {
+            attempt: OwnAttempt::new(clock, node, pod, &life.identity.run),
             history: self.history_of(life)?,
             buffers: self.buffers.clone(),
             offload: self.means.offload,

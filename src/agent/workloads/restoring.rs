@@ -1,6 +1,5 @@
 //! One restore of one life: read ahead, wait for the proof, claim, and let it go on.
 
-use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -10,7 +9,6 @@ use std::time::Duration;
 use futures::future::try_join_all;
 use jiff::Timestamp;
 use lifeboat_checkpoint::chunk::Chunk;
-use lifeboat_checkpoint::chunk::Digest;
 use lifeboat_checkpoint::manifest::Kind;
 use lifeboat_checkpoint::manifest::Manifest;
 use lifeboat_domain::deadline::later;
@@ -46,6 +44,7 @@ use crate::data::restore::RestoreError;
 use crate::data::restore::Wish;
 use crate::data::save;
 use crate::data::save::Life;
+use crate::data::save::Stock;
 use crate::data::scheduler::Demand;
 use crate::data::scheduler::Scheduler;
 use crate::error::Chain;
@@ -109,8 +108,8 @@ pub(super) struct Resumed {
     pub(super) claimed: u64,
     /// The epoch whose state it has, if any.
     pub(super) parent: Option<u64>,
-    /// The chunks of that state.
-    pub(super) digests: BTreeSet<Digest>,
+    /// The chunks of that state, if it was the newest: others may be collected.
+    pub(super) digests: Stock,
 }
 
 /// A restore.
@@ -182,6 +181,7 @@ impl Restoring {
             Origin::Nothing(_) => None,
         };
         let life = Life { last: beginning.number() - 1, ..self.life.clone() };
+        restore::check_kept(&self.means, &beginning).await?;
         match save::claim(&self.claims, &life, state).await? {
             Written::Ours => (),
             Written::Theirs(theirs)
@@ -194,12 +194,13 @@ impl Restoring {
                 return Err(RestoreError::Superseded { epoch, holder });
             }
         }
+        restore::keep(&self.means, &beginning).await;
         self.wait_for(None);
         tell(ranks, &self.go_on(number, &beginning, &ready.proof));
         Ok(Some(Resumed {
             claimed: beginning.number(),
             parent: state.map(|state| state.epoch),
-            digests: ready.digests,
+            digests: if beginning.is_aside() { Stock::new() } else { ready.digests },
         }))
     }
 
@@ -216,7 +217,7 @@ impl Restoring {
         beginning: &Beginning,
         ranks: &mut [RankLine],
     ) -> Result<ReadAhead, RestoreError> {
-        let mut digests = BTreeSet::new();
+        let mut digests = Stock::new();
         let mut restore = 0;
         if let Origin::State(state) = &beginning.origin {
             if state.world != self.life.world {
@@ -226,7 +227,7 @@ impl Restoring {
             restore = number;
             let each = ranks.iter_mut().map(|line| self.rank(number, state, line));
             for chunks in try_join_all(each).await? {
-                digests.extend(chunks.iter().filter_map(Chunk::digest).copied());
+                digests.extend(save::stock(&chunks));
             }
         }
         let proof = self.proof(beginning, ranks, restore).await;
@@ -344,7 +345,7 @@ impl Restoring {
 #[derive(Debug)]
 struct ReadAhead {
     proof: String,
-    digests: BTreeSet<Digest>,
+    digests: Stock,
 }
 
 impl fmt::Display for Holder {

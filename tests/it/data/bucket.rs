@@ -29,12 +29,26 @@ pub(crate) struct Counting {
     writes: AtomicU64,
     stop_after: AtomicU64,
     written: Mutex<Vec<String>>,
+    silent: Mutex<Option<String>>,
 }
 
 impl Counting {
     pub(crate) fn new(inner: InMemory) -> Self {
         let (writes, stop_after) = (AtomicU64::new(0), AtomicU64::new(u64::MAX));
-        Self { inner, writes, stop_after, written: Mutex::default() }
+        let (written, silent) = (Mutex::default(), Mutex::default());
+        Self { inner, writes, stop_after, written, silent }
+    }
+
+    /// Does what is asked of such objects, and never says so.
+    pub(crate) fn lose_answers(&self, of: Option<&str>) {
+        *self.silent.lock().unwrap() = of.map(str::to_owned);
+    }
+
+    async fn answer(&self, location: &Path) {
+        let silent = self.silent.lock().unwrap().clone();
+        if silent.is_some_and(|silent| location.as_ref().contains(&silent)) {
+            std::future::pending::<()>().await;
+        }
     }
 
     /// Lets so many more writes happen.
@@ -77,6 +91,7 @@ impl ObjectStore for Counting {
             let put = self.inner.put_opts(location, payload, options).await?;
             self.writes.fetch_add(1, Ordering::SeqCst);
             self.written.lock().unwrap().push(location.to_string());
+            self.answer(location).await;
             Ok(put)
         })
     }
@@ -104,7 +119,11 @@ impl ObjectStore for Counting {
         'r1: 'f,
         Self: 'f,
     {
-        Box::pin(async move { self.inner.get_opts(location, options).await })
+        Box::pin(async move {
+            let got = self.inner.get_opts(location, options).await;
+            self.answer(location).await;
+            got
+        })
     }
 
     fn delete_stream(
