@@ -54,7 +54,8 @@ impl Foresight {
         }
         // A save that ended and another that begins are two. What was said of a notice stays said
         // until it is taken back, whatever is saved meanwhile.
-        let goes_on = |uid| outlooks.get(uid).is_some_and(|one| kind(one) == Kind::UnderWay);
+        let goes_on =
+            |uid: &PodUid| outlooks.get(uid).is_some_and(|one| kind(one) == Kind::UnderWay);
         self.said.retain(|(uid, kind), _| *kind == Kind::AtNotice || goes_on(uid));
         news
     }

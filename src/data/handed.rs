@@ -31,14 +31,17 @@ impl Allowance {
         Self(Arc::new(Semaphore::new(most)))
     }
 
-    /// Counts descriptors, once there is room for all of them.
+    /// Counts descriptors, once there is room for all of them: one line that held some and waited for
+    /// more could wait for another that does the same.
     pub async fn count(&self, descriptors: Vec<OwnedFd>) -> Vec<Handed> {
-        let mut handed = Vec::with_capacity(descriptors.len());
-        for descriptor in descriptors {
-            // It is never closed.
-            let Ok(counted) = Arc::clone(&self.0).acquire_owned().await else { break };
-            handed.push(Handed { descriptor, _counted: counted });
-        }
-        handed
+        let count = u32::try_from(descriptors.len()).unwrap_or(u32::MAX);
+        // It is never closed.
+        let Ok(mut counted) = Arc::clone(&self.0).acquire_many_owned(count).await else {
+            return Vec::new();
+        };
+        let one_each = descriptors
+            .into_iter()
+            .map_while(|descriptor| Some(Handed { descriptor, _counted: counted.split(1)? }));
+        one_each.collect()
     }
 }

@@ -24,6 +24,7 @@ use lifeboat::data::collect::CollectError;
 use lifeboat::data::collect::Leave;
 use lifeboat::data::collect::Survey;
 use lifeboat::data::collect::Tally;
+use lifeboat::data::handed::Allowance;
 use lifeboat::data::history::History;
 use lifeboat::data::history::Owner;
 use lifeboat::data::history::Written;
@@ -153,8 +154,13 @@ impl Folder {
         let owner =
             Owner { cluster: "blue".into(), namespace: NAMESPACE.into(), job_key: JOB_KEY.into() };
         let history = History::new(store, "", owner).unwrap();
-        let limits = Limits { in_flight: 1 << 20, connections: 1, ring_budget: 1 << 20 };
-        let scheduler = Scheduler::new(limits, Offload::Inline);
+        let limits = Limits {
+            in_flight: 1 << 20,
+            connections: Some(1),
+            bandwidth: None,
+            ring_budget: 1 << 20,
+        };
+        let scheduler = Scheduler::new(limits, history.store().slow_downs(), Offload::Inline);
         Self { world, history, wire, clock, scheduler, pod: "train".to_owned() }
     }
 
@@ -237,7 +243,8 @@ impl Folder {
     async fn store(&self, means: &Means, state: &[u8]) -> Stored {
         let (hand_over, parts) = mpsc::channel(state.len().max(1));
         for (number, letter) in state.iter().enumerate() {
-            let file = Arc::new(file_of(*letter));
+            let mut handed = Allowance::new(1).count(vec![file_of(*letter)]).await;
+            let file = Arc::new(handed.pop().unwrap());
             let (offset, bytes) = ((number * CHUNK) as u64, CHUNK as u64);
             let source = Source::File { file, from: 0 };
             hand_over.send(Part { offset, bytes, source }).await.unwrap();
