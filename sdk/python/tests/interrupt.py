@@ -28,12 +28,18 @@ def built() -> None:
             pytest.skip(f"`{program}` is not built (`make build` does it)")
 
 
-def interrupted(folder: Path, trainer: str, *options: str) -> dict[str, Any]:
-    """What `chaos interrupt` saw of a trainer."""
+def interrupted(
+    folder: Path, trainer: str, *options: str, reference: str | None = None
+) -> dict[str, Any]:
+    """What `chaos interrupt` saw of a trainer.
+
+    `reference`: the command of the run that nothing interrupts, if it is another.
+    """
     examples = folder / "programs" / "examples"
     examples.mkdir(parents=True)
     (examples.parent / "lifeboat").symlink_to(PROGRAMS / "lifeboat")
-    (examples / "trainer").write_text(f'#!/bin/sh\nexec {trainer} "$@"\n')
+    whole = f'case " $* " in *" --reference "*) exec {reference or trainer} "$@" ;; esac'
+    (examples / "trainer").write_text(f'#!/bin/sh\n{whole}\nexec {trainer} "$@"\n')
     (examples / "trainer").chmod(0o755)
     arguments = ["--programs", str(examples.parent), "--logs", str(folder / "logs"), *options]
     run = [str(PROGRAMS / "chaos"), "interrupt", *arguments]
@@ -46,10 +52,10 @@ def interrupted(folder: Path, trainer: str, *options: str) -> dict[str, Any]:
     return dict(json.loads(done.stdout))
 
 
-def ends_as_if_nothing_had_happened(seen: dict[str, Any]) -> None:
+def ends_as_if_nothing_had_happened(seen: dict[str, Any], exit_code: int = 143) -> None:
     """Whether it was saved, resumed there, and ended with the same bits."""
     said = "\n".join(str(line) for line in seen["said"])
-    assert seen["exit_code"] == 143, said
+    assert seen["exit_code"] == exit_code, said
     assert seen["saved"] is not None and seen["saved"] == seen["resumed"], said
     assert seen["digest"] is not None and seen["digest"] == seen["reference"], said
     assert seen["broken"] == [], said
