@@ -112,6 +112,7 @@ impl Happening {
             Event::Parked { .. } => "parked",
             Event::HandedOver { .. } => "handed-over",
             Event::Durable { .. } => "durable",
+            Event::StepTooLong { .. } => "step-too-long",
             Event::NotSaved { .. } => "not-saved",
             Event::GoesOn { .. } => "goes-on",
             Event::Reading { .. } => "reading",
@@ -160,9 +161,9 @@ impl Happening {
     #[getter]
     fn seconds(&self) -> Option<f64> {
         match &self.event {
-            Event::HandedOver { took, .. } | Event::Durable { took, .. } => {
-                Some(took.as_secs_f64())
-            }
+            Event::HandedOver { took, .. }
+            | Event::Durable { took, .. }
+            | Event::StepTooLong { took, .. } => Some(took.as_secs_f64()),
             Event::Asked { left, .. } => left.map(|left| left.as_secs_f64()),
             Event::Noticed(notice) => notice.remaining().map(|left| left.as_secs_f64()),
             _ => None,
