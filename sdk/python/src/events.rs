@@ -114,6 +114,7 @@ impl Happening {
             Event::Expected { .. } => "expected",
             Event::Forecast { .. } => "forecast",
             Event::Durable { .. } => "durable",
+            Event::StepTooLong { .. } => "step-too-long",
             Event::NotSaved { .. } => "not-saved",
             Event::GoesOn { .. } => "goes-on",
             Event::Reading { .. } => "reading",
@@ -162,9 +163,9 @@ impl Happening {
     #[getter]
     fn seconds(&self) -> Option<f64> {
         match &self.event {
-            Event::HandedOver { took, .. } | Event::Durable { took, .. } => {
-                Some(took.as_secs_f64())
-            }
+            Event::HandedOver { took, .. }
+            | Event::Durable { took, .. }
+            | Event::StepTooLong { took, .. } => Some(took.as_secs_f64()),
             Event::Asked { left, .. } => left.map(|left| left.as_secs_f64()),
             Event::Expected { left, .. } => Some(left.as_secs_f64()),
             Event::Noticed(notice) => notice.remaining().map(|left| left.as_secs_f64()),

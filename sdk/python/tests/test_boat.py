@@ -120,7 +120,8 @@ def test_an_agent_that_does_not_serve_it_is_an_error(
     ("offer", "error", "words"),
     [
         ({"world": 2}, "OtherWorldError", "of 2 ranks, this job has 1"),
-        ({"layout": {"regions": []}}, "MissingError", "no `weights`"),
+        ({"layout": {"regions": []}}, "MissingError", "no `weights`.* begin anew with"),
+        ({"shape": [4]}, "OtherShapeError", r"f64 \[2\] here and f64 \[4\] in .* as it was"),
         ({"failed": "store"}, "NotRestoredError", "it was so. `lifeboat doctor` says whether"),
         ({"failed": "damaged"}, "NotRestoredError", "it was so. Name an older epoch"),
         ({"failed": "superseded"}, "SupersededError", "A newer run of this job holds its key"),
@@ -134,7 +135,8 @@ def test_a_checkpoint_that_does_not_fit_is_an_error(
         if "failed" in offer:
             line.say("restore-failed", restore=1, why=offer["failed"], reason="it was so")
             return
-        region = {"name": "weights", "dtype": "f64", "shape": [2], "bytes": 16}
+        shape = offer.get("shape", [2])
+        region = {"name": "weights", "dtype": "f64", "shape": shape, "bytes": 8 * shape[0]}
         layout = {"regions": [region], "tree": {"map": []}}
         full = {"restore": 1, "epoch": 1, "step": 3, "world": 1, "layout": layout, **offer}
         full["layout"] = {"tree": {"map": []}, **full["layout"]}

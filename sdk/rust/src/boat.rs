@@ -119,6 +119,7 @@ impl Boat {
 
     /// A safe point in the midst of a step, where the state is that of the last `step` still.
     pub fn safe_point(&self) -> Result<(), Error> {
+        self.shared.paused_between();
         match self.shared.step() {
             Some(step) if self.shared.wanted() => self.attend(step, Place::Between),
             Some(_) | None => Ok(()),

@@ -47,7 +47,7 @@ pub enum Error {
         holder: String,
     },
     /// Two parts of the state have one name.
-    #[error("`{name}` is registered already")]
+    #[error("`{name}` is registered already. Give each part a name of its own.")]
     RegisteredTwice {
         /// The name.
         name: String,
@@ -89,7 +89,10 @@ pub enum Error {
         own: u32,
     },
     /// A part of the state has another shape or type than what was saved.
-    #[error("`{name}` is {own} here and {saved} in the checkpoint")]
+    #[error(
+        "`{name}` is {own} here and {saved} in the checkpoint. Build the state as it was saved, or \
+         begin anew with the annotation `lifeboat.dev/restore: never`."
+    )]
     OtherShape {
         /// Which part.
         name: String,
@@ -99,7 +102,10 @@ pub enum Error {
         saved: String,
     },
     /// A part of the state is not in the checkpoint.
-    #[error("checkpoint has no `{name}`")]
+    #[error(
+        "checkpoint has no `{name}`. Register what was saved, or begin anew with the annotation \
+         `lifeboat.dev/restore: never`."
+    )]
     Missing {
         /// Which part.
         name: String,

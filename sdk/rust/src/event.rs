@@ -87,6 +87,13 @@ pub enum Event {
         /// To the deadline, if there is one; negative past it.
         spare_seconds: Option<i64>,
     },
+    /// Steps take longer than a notice leaves time for, and no safe point lies within them.
+    StepTooLong {
+        /// How long the last one took.
+        took: Duration,
+        /// How long one may take at most.
+        window: Duration,
+    },
     /// The state is not committed.
     NotSaved {
         /// Why.
@@ -189,6 +196,13 @@ impl fmt::Display for Event {
             Self::Durable { step, took, spare_seconds, .. } => {
                 durable(to, *step, *took, *spare_seconds)
             }
+            Self::StepTooLong { took, window } => write!(
+                to,
+                "WARNING: a step takes {} s, and a notice leaves {}: one that comes early in a step \
+                 is lost. Call `safe_point` within the step, or make it shorter",
+                took.as_secs(),
+                window.as_secs()
+            ),
             Self::NotSaved { reason } => write!(to, "state was not saved: {reason}"),
             Self::GoesOn { reason } => write!(to, "goes on: {reason}"),
             Self::Reading { epoch, step, bytes } => {
@@ -297,5 +311,13 @@ mod tests {
             spare_seconds: Some(82),
         };
         assert_eq!(event.to_string(), "step 8412 durable at T+38 s, 82 s to spare");
+    }
+
+    #[test]
+    fn a_step_that_is_too_long_says_what_to_do() {
+        let (took, window) = (Duration::from_secs(131), Duration::from_secs(115));
+        let said = Event::StepTooLong { took, window }.to_string();
+        assert!(said.contains("takes 131 s, and a notice leaves 115"), "{said}");
+        assert!(said.contains("Call `safe_point` within the step"), "{said}");
     }
 }

@@ -58,6 +58,12 @@ const STUCK: Duration = Duration::from_secs(30);
 /// Longest path that fits a socket's address, with its final zero.
 const PATH_MAX: usize = 107;
 
+/// Longest step after which there is time left to save what a notice at its beginning asked for.
+///
+/// Source: EC2 User Guide, "Spot Instance interruption notices": two minutes. Five seconds of it go
+/// by until the notice is heard and the state committed, be it ever so small.
+const WINDOW: Duration = Duration::from_secs(115);
+
 /// Keeps the line up until the boat is closed.
 pub(crate) fn run(shared: &Shared, socket: &Path) {
     let mut pause = FIRST_PAUSE;
@@ -129,6 +135,7 @@ struct Conversation<'a> {
     generation: u64,
     /// When the agent was last told where the program is, and where that was.
     told: (Moment, Option<u64>),
+    stride: Stride,
 }
 
 impl<'a> Conversation<'a> {
@@ -139,7 +146,8 @@ impl<'a> Conversation<'a> {
             return;
         }
         let generation = shared.link(writer);
-        let mut conversation = Self { shared, generation, told: (Moment::now(), shared.step()) };
+        let told = (Moment::now(), shared.step());
+        let mut conversation = Self { shared, generation, told, stride: Stride::default() };
         if conversation.greet().is_ok() {
             conversation.listen(stream);
         }
@@ -203,6 +211,7 @@ impl<'a> Conversation<'a> {
                 }
             }
             self.tell_progress();
+            self.warn_of_long_steps();
         }
     }
 
@@ -439,6 +448,15 @@ impl<'a> Conversation<'a> {
         self.answer(&FromWorkload::Progress(Progress { step, step_ns, parked }));
     }
 
+    fn warn_of_long_steps(&mut self) {
+        let stands = self.shared.wait(|state| ControlFlow::Break(state.stands()));
+        let step = self.shared.step().filter(|_| !stands);
+        let Some(took) = self.stride.took(step, Moment::now()) else { return };
+        if took >= WINDOW && self.shared.steps_are_whole() && !self.shared.warned() {
+            self.shared.observe(&Event::StepTooLong { took, window: WINDOW });
+        }
+    }
+
     fn send(&self, frame: &FromWorkload) -> Result<(), Lost> {
         self.shared.send(self.generation, frame)
     }
@@ -446,5 +464,60 @@ impl<'a> Conversation<'a> {
     /// Sends what needs no sequel: if the line is lost, reading says so next.
     fn answer(&self, frame: &FromWorkload) {
         let _read_next = self.send(frame);
+    }
+}
+
+/// How long steps take, as seen from beside the program: to within the pauses between two looks.
+#[derive(Default)]
+struct Stride {
+    /// Where the program was at the last look; none while it stands still.
+    step: Option<u64>,
+    /// When it was first seen there, if it was seen to come there.
+    since: Option<Moment>,
+}
+
+impl Stride {
+    /// How long a step took, when one is seen to be complete.
+    ///
+    /// Not the first one, in which much is compiled; and not one in which the program stood still.
+    fn took(&mut self, step: Option<u64>, now: Moment) -> Option<Duration> {
+        if step == self.step {
+            return None;
+        }
+        let steps =
+            step.zip(self.step).and_then(|(is, was)| u32::try_from(is.checked_sub(was)?).ok());
+        let took =
+            self.since.zip(steps).and_then(|(since, steps)| now.since(since).checked_div(steps));
+        self.since = steps.map(|_| now);
+        self.step = step;
+        took
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The longest step of a program that is looked at so: seconds, and where it was.
+    fn longest(looks: &[(u64, Option<u64>)]) -> Option<u64> {
+        let (mut stride, begun) = (Stride::default(), Moment::now());
+        let took = |&(seconds, step): &(u64, Option<u64>)| {
+            stride.took(step, begun.after(Duration::from_secs(seconds)))
+        };
+        looks.iter().filter_map(took).max().map(|took| took.as_secs())
+    }
+
+    #[test]
+    fn a_step_takes_as_long_as_its_neighbors_are_apart() {
+        let looks = [(0, Some(5)), (100, Some(6)), (105, Some(6)), (225, Some(7)), (230, Some(7))];
+        assert_eq!(longest(&looks), Some(125));
+        assert_eq!(longest(&[(0, Some(5)), (5, Some(6)), (10, Some(106))]), Some(0));
+    }
+
+    #[test]
+    fn neither_the_first_step_is_long_nor_one_in_which_the_program_stood_still() {
+        assert_eq!(longest(&[(0, None), (300, Some(0)), (600, Some(1))]), None);
+        let stood = [(0, Some(5)), (5, Some(6)), (10, None), (300, Some(6)), (305, Some(7))];
+        assert_eq!(longest(&stood), None);
     }
 }

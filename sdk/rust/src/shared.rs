@@ -51,6 +51,10 @@ pub(crate) struct Shared {
     hooks: Mutex<Vec<Hook>>,
     step: AtomicU64,
     attention: AtomicBool,
+    /// The program has safe points within its steps.
+    between: AtomicBool,
+    /// The program was warned of long steps.
+    warned: AtomicBool,
     state: Mutex<State>,
     changed: Condvar,
     writer: Mutex<Option<Writer>>,
@@ -176,6 +180,8 @@ impl Shared {
             hooks: Mutex::default(),
             step: AtomicU64::new(NO_STEP),
             attention: AtomicBool::new(false),
+            between: AtomicBool::new(false),
+            warned: AtomicBool::new(false),
             state: Mutex::new(State::new()),
             changed: Condvar::new(),
             writer: Mutex::default(),
@@ -194,6 +200,21 @@ impl Shared {
 
     pub(crate) fn wanted(&self) -> bool {
         self.attention.load(Ordering::SeqCst)
+    }
+
+    /// Notes that the program has safe points within its steps.
+    pub(crate) fn paused_between(&self) {
+        self.between.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether a step can be saved only at its end.
+    pub(crate) fn steps_are_whole(&self) -> bool {
+        !self.between.load(Ordering::Relaxed)
+    }
+
+    /// Whether the program was warned of long steps before; from now on it was.
+    pub(crate) fn warned(&self) -> bool {
+        self.warned.swap(true, Ordering::Relaxed)
     }
 
     pub(crate) fn step(&self) -> Option<u64> {
@@ -386,6 +407,11 @@ impl State {
             finished: false,
             closing: false,
         }
+    }
+
+    /// Whether the program's thread is in the boat's hands.
+    pub(crate) fn stands(&self) -> bool {
+        self.standing || self.parked.is_some() || self.handing_over()
     }
 
     fn handing_over(&self) -> bool {

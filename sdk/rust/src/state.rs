@@ -770,7 +770,8 @@ mod tests {
         let mut other = good.clone();
         other.regions[0] = Region::new("weights", Dtype::F32, &[1, 2]);
         let refused = parts.fit(&other).err().unwrap().to_string();
-        assert_eq!(refused, "`weights` is f32 [2] here and f32 [1, 2] in the checkpoint");
+        let words = "`weights` is f32 [2] here and f32 [1, 2] in the checkpoint. Build the";
+        assert!(refused.starts_with(words), "{refused}");
         let mut missing = good.clone();
         missing.regions.remove(0);
         assert!(matches!(parts.fit(&missing), Err(Error::Missing { name }) if name == "weights"));

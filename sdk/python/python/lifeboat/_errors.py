@@ -1,5 +1,11 @@
 """What can go wrong, by what the program or its owner can do about it."""
 
+AS_IT_WAS = (
+    "Build the state as it was saved, or begin anew with the annotation "
+    "`lifeboat.dev/restore: never`."
+)
+"""What to do about a checkpoint that does not fit."""
+
 
 class LifeboatError(Exception):
     """Anything that Lifeboat did not do. Its text says what to do about it."""

@@ -15,6 +15,7 @@ from lifeboat import _arrays
 from lifeboat._arrays import Kind, Leaf
 from lifeboat._core import Region
 from lifeboat._errors import (
+    AS_IT_WAS,
     LifeboatError,
     MissingError,
     NotTakenError,
@@ -92,12 +93,14 @@ class Part:
         root = _arrays.leaf(self._obj, self._name)
         if root is not None:
             if [name for name, _, _ in saved] != [""]:
-                raise MissingError(f"checkpoint has no `{self._name}` that is one tensor")
+                raise MissingError(
+                    f"checkpoint has no `{self._name}` that is one tensor. {AS_IT_WAS}"
+                )
             fitting.assign("", root.kind, self._obj, (self._name, True))
             self._settle = fitting.put
             return fitting.places()
         if tree is None:
-            raise MissingError(f"checkpoint has no `{self._name}`")
+            raise MissingError(f"checkpoint has no `{self._name}`. {AS_IT_WAS}")
         build = fitting.build(tree, self._obj, (self._name, _Manner(in_place=True, strict=True)))
 
         def settle() -> None:
@@ -245,7 +248,9 @@ class _Fitting:
                 return self._resized(within, live, path)
             if strict:
                 here, there = f"{own.dtype} {list(own.shape)}", f"{dtype} {list(shape)}"
-                raise OtherShapeError(f"`{path}` is {here} here and {there} in the checkpoint")
+                raise OtherShapeError(
+                    f"`{path}` is {here} here and {there} in the checkpoint. {AS_IT_WAS}"
+                )
             own = None
         place = own.place() if own is not None and own.kind == kind else None
         if own is None or place is None:
@@ -463,7 +468,7 @@ def _scalar(inner: Any, path: str) -> Build:
 def _not_missing(value: object, path: str) -> None:
     """What the checkpoint lacks may go, unless it holds a tensor: that would stay as it was."""
     if _arrays.leaf(value, path) is not None or _has_state(value):
-        raise MissingError(f"checkpoint has no `{path}`")
+        raise MissingError(f"checkpoint has no `{path}`. {AS_IT_WAS}")
     if isinstance(value, dict):
         for key, one in value.items():
             _not_missing(one, f"{path}/{_named(key)}")
