@@ -369,8 +369,8 @@ async fn read_ranks(
 /// Whether an epoch is the newest or the newest goes on from it, or a pin keeps it.
 async fn is_wanted(history: &History, epoch: u64, by: Deadline) -> Result<bool, CollectError> {
     let newest = history.newest(by).await.map_err(CollectError::History)?;
-    let named = newest
-        .is_some_and(|newest| newest.epoch == epoch || newest.restores_from() == Some(epoch));
+    let named =
+        newest.is_some_and(|newest| newest.epoch == epoch || newest.restores_from() == Some(epoch));
     Ok(named || pins(history, by).await?.contains(&epoch))
 }
 
