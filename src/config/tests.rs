@@ -71,7 +71,7 @@ fn every_fault_is_named_at_once() {
          lease.duration = \"6s\"",
         &[
             "`drian.margin` is not a key (file); allowed: `cluster`, `region`, `account`, `mode`, \
-             `namespace`, `nodes`, `kubernetes`, `queue`, `store`, `karpenter`, `hold`, `drain`, \
+             `namespace`, `nodes`, `kubernetes`, `queue`, `store`, `collect`, `karpenter`, `hold`, `drain`, \
              `replacement`, `rebalance`, `background`, `lease`, `agent`, `admin`, `log`",
             "`region` is not set; allowed: an AWS region, like `eu-central-1`. Set it in the file \
              or as LIFEBOAT_REGION",
