@@ -257,8 +257,7 @@ impl Store {
     /// Replaces an object if it is still what was read.
     pub async fn replace(
         &self,
-        path: &Path,
-        read: &Versioned,
+        (path, read): (&Path, &Versioned),
         bytes: &Bytes,
         by: Deadline,
     ) -> Result<Replace, StoreError> {

@@ -113,7 +113,7 @@ impl Hands {
                 }
             }
             if let (Save::AtNotice, Some(key)) = (outlook.of, &workload.job_key) {
-                self.reporter.foretell(pod, key, outlook, facts.observed_at);
+                self.reporter.foretell((pod, key), outlook, facts.observed_at);
             }
             self.workloads.expect(&uid, outlook);
         }

@@ -166,7 +166,7 @@ impl Reporter {
     }
 
     /// Puts on the desk whether a pod's workload could be saved if the node were interrupted.
-    pub fn foretell(&self, pod: &PodRef, job_key: &JobKey, outlook: Outlook, at: Timestamp) {
+    pub fn foretell(&self, (pod, job_key): (&PodRef, &JobKey), outlook: Outlook, at: Timestamp) {
         let forecast = Forecast { pod: pod.clone(), job_key: job_key.clone(), outlook, at };
         self.desk().forecasts.insert(pod.uid.clone(), (forecast, false));
         self.wanted.ring();

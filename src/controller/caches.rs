@@ -133,7 +133,7 @@ async fn follow_nodes(deps: Arc<Deps>) {
         Change::Broken(error) => broken(error),
     };
     let (api, whose) = (nodes::api(&deps.cluster), &deps.settings.identity);
-    deps.caches.nodes.follow(api, Selector::All, whose, on_change).await;
+    deps.caches.nodes.follow((api, Selector::All), whose, on_change).await;
 }
 
 async fn follow_pods(deps: Arc<Deps>) {
@@ -149,7 +149,7 @@ async fn follow_pods(deps: Arc<Deps>) {
         Change::Broken(error) => broken(error),
     };
     let (api, whose) = (pods::api(&deps.cluster), &deps.settings.identity);
-    deps.caches.pods.follow(api, Selector::All, whose, on_change).await;
+    deps.caches.pods.follow((api, Selector::All), whose, on_change).await;
 }
 
 fn pod_changed(deps: &Deps, pod: &PodRow) {
@@ -182,7 +182,7 @@ async fn follow_interruptions(deps: Arc<Deps>) {
         Change::Broken(error) => broken(error),
     };
     let (api, whose) = (interruptions::api(&deps.cluster), &deps.settings.identity);
-    deps.caches.interruptions.follow(api, Selector::All, whose, on_change).await;
+    deps.caches.interruptions.follow((api, Selector::All), whose, on_change).await;
 }
 
 async fn follow_claims(deps: Arc<Deps>) {
@@ -197,7 +197,7 @@ async fn follow_claims(deps: Arc<Deps>) {
         Change::Broken(error) => broken(error),
     };
     let (api, whose) = (claims::api(&deps.cluster), &deps.settings.identity);
-    deps.caches.claims.follow(api, Selector::All, whose, on_change).await;
+    deps.caches.claims.follow((api, Selector::All), whose, on_change).await;
 }
 
 async fn follow_checkpoints(deps: Arc<Deps>) {
@@ -213,7 +213,7 @@ async fn follow_checkpoints(deps: Arc<Deps>) {
         Change::Broken(error) => broken(error),
     };
     let (api, whose) = (checkpoints::api(&deps.cluster), &deps.settings.identity);
-    deps.caches.checkpoints.follow(api, Selector::All, whose, on_change).await;
+    deps.caches.checkpoints.follow((api, Selector::All), whose, on_change).await;
 }
 
 /// Wakes the tasks of the nodes that the pods of an index are or were on. In a storm an index
@@ -234,7 +234,7 @@ async fn follow_namespaces(deps: Arc<Deps>) {
         Change::Broken(error) => broken(error),
     };
     let (api, whose) = (namespaces::api(&deps.cluster), &deps.settings.identity);
-    deps.caches.namespaces.follow(api, Selector::All, whose, on_change).await;
+    deps.caches.namespaces.follow((api, Selector::All), whose, on_change).await;
 }
 
 fn broken(error: &ClusterError) {

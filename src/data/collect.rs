@@ -385,7 +385,7 @@ async fn replace(
     let Some(changed) = change(&manifest) else { return Ok(false) };
     let path = Path::from(history.keys().manifest(epoch));
     let bytes = Bytes::from(changed.to_bytes());
-    let replaced = history.store().replace(&path, &read, &bytes, by).await;
+    let replaced = history.store().replace((&path, &read), &bytes, by).await;
     Ok(replaced.map_err(CollectError::Store)? == Replace::Replaced)
 }
 

@@ -50,7 +50,7 @@ impl Concurrency {
             Some((cap, since)) if refused && now - since >= SETTLES => {
                 Some((halved(cap.min(planned)), now))
             }
-            Some((cap, since)) if !refused => grown((cap, since), now),
+            Some((cap, since)) if !refused => Some(grown((cap, since), now)),
             unchanged => unchanged,
         };
         self.cap = self.cap.filter(|(cap, _)| *cap < planned);
@@ -73,12 +73,12 @@ fn halved(count: usize) -> usize {
 }
 
 /// What has become of a cap that was set then.
-fn grown((mut cap, mut since): (usize, Instant), now: Instant) -> Option<(usize, Instant)> {
+fn grown((mut cap, mut since): (usize, Instant), now: Instant) -> (usize, Instant) {
     while now - since >= SETTLES && cap < budget::CONNECTIONS_MAX {
         cap += (cap / 8).max(1);
         since += SETTLES;
     }
-    Some((cap, since))
+    (cap, since)
 }
 
 #[cfg(test)]

@@ -76,9 +76,9 @@ async fn play(order: Order, plot: &Plot<'_>) -> (Folder, [Came; 2], bool) {
         folder.pass_time(HOUR + Duration::from_mins(1)).await;
     }
     let turns = Turns::new();
-    let (one, other) = (folder.behind(turns.gate(0)), folder.behind(turns.gate(1)));
-    let (came, other, early) =
-        turns.play(order, plot.one.run(&one, last), plot.other.run(&other, last)).await;
+    let (one, other) = (folder.behind(&turns.gate(0)), folder.behind(&turns.gate(1)));
+    let played = turns.play(order, plot.one.run(&one, last), plot.other.run(&other, last));
+    let (came, other, early) = Box::pin(played).await;
     let why = format!("{order:?}");
     folder.check(&why);
     settle(&folder, &why).await;
@@ -100,7 +100,7 @@ async fn in_every_order(plot: Plot<'_>, check: impl AsyncFn(&Folder, &[Came; 2],
             let mut over = false;
             for second in 0..60 {
                 let order = Order { begins, first, second };
-                let (folder, came, early) = play(order, &plot).await;
+                let (folder, came, early) = Box::pin(play(order, &plot)).await;
                 check(&folder, &came, order).await;
                 played += 1;
                 if early {

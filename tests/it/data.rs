@@ -29,6 +29,7 @@ use lifeboat::data::scheduler::Limits;
 use lifeboat::data::scheduler::Scheduler;
 use lifeboat::offload::Offload;
 use lifeboat_chaos::world::workloads::line::Line;
+use lifeboat_checkpoint::chunk::Chunk;
 use lifeboat_checkpoint::chunk::cuts;
 use lifeboat_checkpoint::manifest::Kind;
 use lifeboat_checkpoint::manifest::Manifest;
@@ -615,7 +616,7 @@ async fn only_chunks_of_the_newest_state_are_not_stored_again() {
     let by = Deadline::after(clock.now(), Duration::from_mins(1));
     let rank = node.history().read_rank(&newest, 0, by).await.unwrap();
     let own = newest.ranks[&0].attempt;
-    let stored_by = rank.chunks.iter().filter_map(|chunk| chunk.address());
+    let stored_by = rank.chunks.iter().filter_map(Chunk::address);
     assert!(stored_by.map(|address| address.attempt).all(|attempt| attempt == own));
     check_whole(&node).await;
 }

@@ -133,7 +133,7 @@ async fn a_bucket_that_says_slow_down_is_heard_and_tried_again() {
     // After 50, 100, 200, 400 and 800 ms; an error of the bucket's own asks for nothing.
     assert_eq!(store.slow_downs().count(), 6);
     let soon = Deadline::after(clock.now(), Duration::from_millis(10));
-    let refused = Store::new(Arc::new(slow(&clock)), clock.clone(), Offload::Inline);
+    let refused = Store::new(Arc::new(slow(clock)), clock.clone(), Offload::Inline);
     let refused = refused.put(&Path::from("a"), &Bytes::from_static(b"a"), soon).await;
     assert!(matches!(refused, Err(StoreError::SlowDown { .. })), "{refused:?}");
 }

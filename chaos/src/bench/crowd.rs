@@ -92,12 +92,12 @@ async fn follow(cluster: Cluster, node: NodeName, synced: Arc<Counted>) {
     let records = Rows::<InterruptionRow>::default();
     let namespaces = Rows::<NamespaceRow>::default();
     futures::join!(
-        pods.follow(pods_api, own.pods, whose, |change| synced.count(&change)),
-        nodes.follow(nodes::api(&cluster), own.node, whose, |change| synced.count(&change)),
-        records.follow(interruptions::api(&cluster), own.records, whose, |change| {
+        pods.follow((pods_api, own.pods), whose, |change| synced.count(&change)),
+        nodes.follow((nodes::api(&cluster), own.node), whose, |change| synced.count(&change)),
+        records.follow((interruptions::api(&cluster), own.records), whose, |change| {
             synced.count(&change);
         }),
-        namespaces.follow(namespaces::api(&cluster), own.namespaces, whose, |change| {
+        namespaces.follow((namespaces::api(&cluster), own.namespaces), whose, |change| {
             synced.count(&change);
         }),
     );

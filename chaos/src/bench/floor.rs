@@ -96,7 +96,7 @@ pub(super) async fn pass(
 
 /// A pause of no fixed length, so that nobody's clock ticks with ours.
 pub(super) fn drawn(range: &Range<Duration>) -> Duration {
-    range.start + (range.end - range.start).mul_f64(fastrand::f64())
+    range.start + range.end.saturating_sub(range.start).mul_f64(fastrand::f64())
 }
 
 /// The controller manager reacts to a cordon with a taint of its own, so it is waited for.

@@ -242,7 +242,7 @@ impl Field {
 
     /// The storm, and what goes wrong in the midst of it.
     async fn suffer(&mut self, ordeal: Ordeal) -> anyhow::Result<Aftermath> {
-        let began = jiff::Timestamp::now();
+        let began = Clock::system().now();
         let mut since = began;
         let leader = ordeal::leader(&self.client).await?;
         let mut before = None;
@@ -261,7 +261,7 @@ impl Field {
                     self.post.send(number)?;
                 }
                 self.witness.some(Edge::Fenced, self.fleet.nodes / 3, ANSWERED_WITHIN).await;
-                since = jiff::Timestamp::now();
+                since = Clock::system().now();
                 if ordeal == Ordeal::LeaderKilled {
                     self.kill(&leader).await?;
                     before = Some(leader.as_str());
@@ -326,15 +326,12 @@ impl Field {
         });
         let edges = BTreeMap::from(edges);
         let fenced = &edges["fenced"];
-        let (order, times_floor) = match options.rounds {
-            Some(_) => {
-                let first = tally.floors.first();
-                ("one after another", first.map(|floor| fenced.p50_ms / floor.patch.p50_ms))
-            }
-            None => {
-                let fastest = tally.floors.iter().map(Floor::whole_ms).reduce(f64::min);
-                ("all at once", fastest.map(|fastest| fenced.last_ms / fastest))
-            }
+        let (order, times_floor) = if options.rounds.is_some() {
+            let first = tally.floors.first();
+            ("one after another", first.map(|floor| fenced.p50_ms / floor.patch.p50_ms))
+        } else {
+            let fastest = tally.floors.iter().map(Floor::whole_ms).reduce(f64::min);
+            ("all at once", fastest.map(|fastest| fenced.last_ms / fastest))
         };
         Figures {
             nodes: self.fleet.nodes,

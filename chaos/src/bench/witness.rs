@@ -251,7 +251,7 @@ impl Witness {
                 self.mark(number, Edge::Fenced);
             }
         };
-        self.nodes.follow(nodes::api(&cluster), Selector::All, "witness", on_change).await;
+        self.nodes.follow((nodes::api(&cluster), Selector::All), "witness", on_change).await;
     }
 
     async fn follow_records(self, cluster: Cluster) {
@@ -263,7 +263,7 @@ impl Witness {
             }
         };
         let records = Rows::default();
-        records.follow(interruptions::api(&cluster), Selector::All, "witness", on_change).await;
+        records.follow((interruptions::api(&cluster), Selector::All), "witness", on_change).await;
     }
 
     async fn follow_claims(self, cluster: Cluster) {
@@ -275,7 +275,7 @@ impl Witness {
             }
         };
         let claims = Rows::default();
-        claims.follow(claims::api(&cluster), Selector::All, "witness", on_change).await;
+        claims.follow((claims::api(&cluster), Selector::All), "witness", on_change).await;
     }
 
     async fn follow_pods(self, pods: Rows<PodRow>, cluster: Cluster) {
@@ -293,7 +293,7 @@ impl Witness {
                 self.mark(number, Edge::Held);
             }
         };
-        pods.follow(pods::api(&cluster), Selector::All, "witness", on_change).await;
+        pods.follow((pods::api(&cluster), Selector::All), "witness", on_change).await;
     }
 
     fn seen(&self) -> MutexGuard<'_, Vec<Seen>> {

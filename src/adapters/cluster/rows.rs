@@ -130,8 +130,7 @@ impl<R: Row> Rows<R> {
     /// name of the program, spreads what each does then.
     pub async fn follow(
         &self,
-        api: Api<Object<R::Kind>>,
-        selector: Selector,
+        (api, selector): (Api<Object<R::Kind>>, Selector),
         whose: &str,
         mut on_change: impl FnMut(Change<'_, R>),
     ) {

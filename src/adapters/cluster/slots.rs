@@ -78,14 +78,13 @@ impl Slots {
         }
         self.call();
         // Nobody gives a slot back when the head start of fences is over.
-        let called = match tokio::time::timeout(HEAD_START, &mut turn).await {
-            Ok(called) => called,
-            Err(_) => {
-                self.call();
-                turn.await
-            }
+        let slot = if let Ok(slot) = tokio::time::timeout(HEAD_START, &mut turn).await {
+            slot
+        } else {
+            self.call();
+            turn.await
         };
-        called.expect("who waits is called, for the desk outlives its slots")
+        slot.expect("who waits is called, for the desk outlives its slots")
     }
 
     /// Calls who is next, as long as there is room for them.

@@ -101,16 +101,20 @@ impl Objects {
         let own = Own::of(&self.node);
         let whose = self.node.as_str();
         futures::join!(
-            self.pods.follow(pods::api(cluster), own.pods, whose, |change| {
+            self.pods.follow((pods::api(cluster), own.pods), whose, |change| {
                 self.on_pod(&change, met);
             }),
-            self.interruptions.follow(interruptions::api(cluster), own.records, whose, |change| {
-                self.note("interruptions", &change);
-            }),
-            self.nodes.follow(nodes::api(cluster), own.node, whose, |change| {
+            self.interruptions.follow(
+                (interruptions::api(cluster), own.records),
+                whose,
+                |change| {
+                    self.note("interruptions", &change);
+                }
+            ),
+            self.nodes.follow((nodes::api(cluster), own.node), whose, |change| {
                 self.note("node", &change);
             }),
-            self.namespaces.follow(namespaces::api(cluster), own.namespaces, whose, |change| {
+            self.namespaces.follow((namespaces::api(cluster), own.namespaces), whose, |change| {
                 self.note("namespaces", &change);
             }),
         );

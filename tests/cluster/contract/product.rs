@@ -657,7 +657,7 @@ impl Followed {
         let follows = rows.clone();
         let mut task = JoinSet::new();
         task.spawn(async move {
-            follows.follow(pods::api(&cluster), selector, "contract", |_| ()).await;
+            follows.follow((pods::api(&cluster), selector), "contract", |_| ()).await;
         });
         rows.synced().await;
         let namespace = witness.namespace().to_owned();

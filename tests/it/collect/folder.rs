@@ -165,7 +165,7 @@ impl Folder {
     }
 
     /// The same folder by another client, whose requests wait for their turn.
-    pub(crate) fn behind(&self, gate: Gate) -> Self {
+    pub(crate) fn behind(&self, gate: &Gate) -> Self {
         Self::over(self.world.clone(), gate.before(self.wire.clone()), self.clock.clone())
     }
 

@@ -45,7 +45,7 @@ struct Folder(Contents);
 
 impl Folder {
     /// A save that stored the chunks named first, and names the others where they lie.
-    fn save(mut self, epoch: u64, hours: u64, stored: &[u8], before: &[Address]) -> Self {
+    fn save(mut self, (epoch, hours): (u64, u64), stored: &[u8], before: &[Address]) -> Self {
         let written = NOW - hours * HOUR;
         let attempt = attempt(epoch, written);
         let entry = RankEntry { attempt, hash: digest(0), bytes: 0 };
@@ -113,7 +113,7 @@ impl Folder {
 }
 
 fn three() -> Folder {
-    Folder::default().save(1, 9, &[1], &[]).save(2, 8, &[2], &[]).save(3, 7, &[3], &[])
+    Folder::default().save((1, 9), &[1], &[]).save((2, 8), &[2], &[]).save((3, 7), &[3], &[])
 }
 
 #[test]
@@ -130,9 +130,9 @@ fn a_state_goes_when_two_later_ones_are_committed_and_its_chunks_an_hour_later()
 
 #[test]
 fn what_a_later_epoch_names_stays_though_another_attempt_stored_it() {
-    let first = Folder::default().save(1, 9, &[1, 2], &[]);
+    let first = Folder::default().save((1, 9), &[1, 2], &[]);
     let shared = first.address(1, 2);
-    let later = first.save(2, 8, &[], &[shared]).save(3, 7, &[], &[shared]).collected(1, 61);
+    let later = first.save((2, 8), &[], &[shared]).save((3, 7), &[], &[shared]).collected(1, 61);
     let mut named = later.0.named.clone().unwrap();
     named.insert(shared);
     let later = Folder(Contents { named: Some(named), ..later.0 });
@@ -159,7 +159,8 @@ fn a_pinned_epoch_stays_and_finished_work_keeps_its_newest() {
 
 #[test]
 fn an_epoch_that_was_written_within_the_hour_stays() {
-    let young = Folder::default().save(1, 0, &[1], &[]).save(2, 0, &[], &[]).save(3, 0, &[], &[]);
+    let young =
+        Folder::default().save((1, 0), &[1], &[]).save((2, 0), &[], &[]).save((3, 0), &[], &[]);
     assert_eq!(young.plan(), Plan::default());
 }
 
@@ -167,7 +168,7 @@ fn an_epoch_that_was_written_within_the_hour_stays() {
 fn an_attempt_that_was_never_committed_goes_after_an_hour() {
     let lost = Attempt::new(NOW - 3 * HOUR, &["lost"]);
     let address = Address { attempt: lost, digest: digest(9) };
-    let folder = || Folder::default().save(1, 9, &[1], &[]);
+    let folder = || Folder::default().save((1, 9), &[1], &[]);
     folder().stored(lost, 1, &[9]).deletes(&[Object::Chunk(address)]);
     // One chunk that was added lately keeps the whole folder.
     folder().stored(lost, 2, &[9]).stored(lost, 0, &[8]).deletes(&[]);
