@@ -19,8 +19,8 @@ demo-python: build
 
 lint:
 	$(CARGO) fmt --all --check
-	$(CARGO) clippy $(ALL) --all-targets -- -D warnings
-	$(CARGO) clippy $(ALL) --test cluster -- -D warnings
+	$(CARGO) clippy --release $(ALL) --all-targets -- -D warnings
+	$(CARGO) clippy --release $(ALL) --test cluster -- -D warnings
 	@! command -v gofmt >/dev/null || ! gofmt -l tests/cluster | grep .
 
 test:

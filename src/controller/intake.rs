@@ -39,7 +39,7 @@ mod batches;
 
 /// Most messages in hand at a time: what a storm brings beyond it waits in the queue. Many, since
 /// every fence goes before every record, and only a record frees its hand.
-const IN_HAND_MAX: usize = 4096;
+const IN_HAND_MAX: usize = 16_384;
 /// An interruption warning about an instance that we do not know is kept for as many receives: by
 /// the last of them its visibility has run out twice.
 const RECEIVES_UNKNOWN: u32 = 3;
@@ -137,9 +137,11 @@ async fn receive(
     Ok(messages.into_iter().zip(free).collect())
 }
 
-async fn settle(deps: Arc<Deps>, desk: Desk, message: Message, hand: OwnedSemaphorePermit) {
+async fn settle(deps: Arc<Deps>, desk: Desk, mut message: Message, hand: OwnedSemaphorePermit) {
+    // Thousands wait in a storm, and only the handle is needed once it is read.
+    let read = read(&deps, std::mem::take(&mut message.body), &message.id);
     let in_hand = InHand { message: &message, extends: &desk.extends };
-    let outcome = match weigh(&deps, in_hand).await {
+    let outcome = match weigh(&deps, in_hand, read).await {
         Fate::Delete(outcome) => {
             // One that is not deleted comes again, and is then found recorded.
             desk.deletes.ask(&message).await;
@@ -151,20 +153,24 @@ async fn settle(deps: Arc<Deps>, desk: Desk, message: Message, hand: OwnedSemaph
     drop(hand);
 }
 
-async fn weigh(deps: &Deps, in_hand: InHand<'_>) -> Fate {
-    let (now, message) = (deps.clock.now(), in_hand.message);
-    match eventbridge::read(message.body.as_bytes(), &deps.settings.home, now) {
-        Ok(Reading::Event(event)) => take(deps, in_hand, &event).await,
-        Ok(Reading::NotOurs(why)) => Fate::Delete(match why {
+fn read(deps: &Deps, body: String, id: &str) -> Option<Reading> {
+    let read = eventbridge::read(body.as_bytes(), &deps.settings.home, deps.clock.now());
+    read.inspect_err(|error| {
+        metrics::error("eventbridge", error.label());
+        tracing::warn!(message = %id, error = %Chain(error), "message not read, left to the redrive");
+    })
+    .ok()
+}
+
+async fn weigh(deps: &Deps, in_hand: InHand<'_>, read: Option<Reading>) -> Fate {
+    match read {
+        Some(Reading::Event(event)) => take(deps, in_hand, &event).await,
+        Some(Reading::NotOurs(why)) => Fate::Delete(match why {
             NotOurs::Account => "foreign-account",
             NotOurs::Region => "foreign-region",
             NotOurs::NothingToDo => "nothing-to-do",
         }),
-        Err(error) => {
-            metrics::error("eventbridge", error.label());
-            tracing::warn!(message = %message.id, error = %Chain(&error), "message not read, left to the redrive");
-            Fate::Leave("unreadable")
-        }
+        None => Fate::Leave("unreadable"),
     }
 }
 

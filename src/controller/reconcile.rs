@@ -73,7 +73,8 @@ async fn run(deps: &Deps, instance: &InstanceId) {
     let mut memory = Memory::default();
     let mut worry = WORRY_MIN;
     loop {
-        let (due, failed) = pass(deps, instance, &mut memory).await;
+        // Boxed, for thousands of tasks wait at once, and each would keep the room for a pass.
+        let (due, failed) = Box::pin(pass(deps, instance, &mut memory)).await;
         let Due::At(mut due) = due else { return };
         let now = deps.clock.now();
         if failed {

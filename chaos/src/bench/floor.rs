@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::Context;
 use futures::StreamExt;
 use lifeboat::adapters::cluster::Cluster;
+use lifeboat::adapters::cluster::ClusterError;
 use lifeboat::adapters::cluster::Slots;
 use lifeboat::adapters::cluster::nodes;
 use lifeboat::clock::Clock;
@@ -18,10 +19,10 @@ use crate::bench::figures::Quantiles;
 use crate::bench::fleet::Fleet;
 use crate::bench::witness::Witness;
 
-/// The pauses between nodes that are fenced one after another.
-pub(super) const PAUSES: Range<Duration> = Duration::from_millis(200)..Duration::from_millis(800);
 /// How many requests at a time are tried: the best of them is the floor.
 const TRIED: [usize; 3] = [16, 32, 64];
+/// How often a patch is tried.
+const TRIES: usize = 5;
 
 /// Fences the fleet at each concurrency, and takes the fence back after each.
 pub(super) async fn measure(
@@ -42,10 +43,10 @@ pub(super) async fn measure(
 /// rests in between answers later than one that is kept busy.
 pub(super) async fn one_by_one(
     client: &kube::Client,
-    fleet: &Fleet,
-    witness: &Witness,
+    (fleet, witness): (&Fleet, &Witness),
+    pauses: Range<Duration>,
 ) -> anyhow::Result<Vec<Floor>> {
-    let patches = Patches { at_a_time: 1, pauses: Some(PAUSES) };
+    let patches = Patches { at_a_time: 1, pauses: Some(pauses) };
     let floor = pass((client, &Clock::system()), (fleet, witness), patches).await?;
     take_back(client, (fleet, witness)).await?;
     Ok(vec![floor])
@@ -79,8 +80,8 @@ pub(super) async fn pass(
                 tokio::time::sleep(drawn(pauses)).await;
             }
             let asked = Instant::now();
-            nodes::fence(cluster, row, kind.label(), clock.now()).await?;
-            Ok::<Duration, lifeboat::adapters::cluster::ClusterError>(asked.elapsed())
+            again(|| nodes::fence(cluster, row, kind.label(), clock.now())).await?;
+            Ok::<Duration, ClusterError>(asked.elapsed())
         }
     });
     let mut patches = futures::stream::iter(patches).buffer_unordered(at_a_time);
@@ -99,6 +100,20 @@ pub(super) fn drawn(range: &Range<Duration>) -> Duration {
     range.start + range.end.saturating_sub(range.start).mul_f64(fastrand::f64())
 }
 
+/// Asks once more whoever was late, as the controller does.
+async fn again<T>(
+    mut ask: impl AsyncFnMut() -> Result<T, ClusterError>,
+) -> Result<T, ClusterError> {
+    let mut answer = ask().await;
+    for _ in 1..TRIES {
+        if !matches!(answer, Err(ClusterError::Late { .. })) {
+            break;
+        }
+        answer = ask().await;
+    }
+    answer
+}
+
 /// The controller manager reacts to a cordon with a taint of its own, so it is waited for.
 async fn take_back(
     client: &kube::Client,
@@ -109,7 +124,7 @@ async fn take_back(
     let rows = (0..fleet.nodes).filter_map(|number| witness.row(&fleet.node(number)));
     let taken = rows.map(|row| {
         let cluster = &cluster;
-        async move { nodes::take_back(cluster, &row).await }
+        async move { again(|| nodes::take_back(cluster, &row)).await }
     });
     let mut taken = std::pin::pin!(futures::stream::iter(taken).buffer_unordered(32));
     while let Some(taken) = taken.next().await {

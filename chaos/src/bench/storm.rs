@@ -1,6 +1,7 @@
 //! `chaos bench storm`: as many notices at once as there are nodes, and how soon each is answered.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -56,6 +57,10 @@ pub struct Options {
     /// One notice after another, this many times, in place of all at once.
     #[arg(long)]
     rounds: Option<usize>,
+    /// The mean rest between those, in milliseconds: a machine that rests in between answers later
+    /// than one that is kept busy.
+    #[arg(long, default_value_t = 500, requires = "rounds")]
+    rest_ms: u64,
     /// Replicas of the controller.
     #[arg(long, default_value_t = 1)]
     pub(super) replicas: usize,
@@ -141,6 +146,12 @@ pub(super) fn show(options: &Options, figures: &Figures) -> anyhow::Result<()> {
 }
 
 impl Options {
+    /// Rests of no fixed length about the mean.
+    fn rests(&self) -> Range<Duration> {
+        let mean = Duration::from_millis(self.rest_ms);
+        mean.mul_f64(0.4)..mean.mul_f64(1.6)
+    }
+
     async fn ground(&self) -> anyhow::Result<Ground> {
         let durability = if self.no_fsync { Durability::NoFsync } else { Durability::Fsync };
         // What went wrong is told by the server's own log.
@@ -221,7 +232,7 @@ impl Field {
         tally.load = program::load();
         tally.storm[0] = self.count().await?;
         match (options.rounds, options.ordeal) {
-            (Some(_), _) => self.one_by_one().await?,
+            (Some(_), _) => self.one_by_one(options.rests()).await?,
             (None, None) => self.all_at_once().await?,
             (None, Some(ordeal)) => tally.aftermath = Some(self.suffer(ordeal).await?),
         }
@@ -287,9 +298,9 @@ impl Field {
         Ok(())
     }
 
-    async fn one_by_one(&self) -> anyhow::Result<()> {
+    async fn one_by_one(&self, rests: Range<Duration>) -> anyhow::Result<()> {
         for number in 0..self.fleet.nodes {
-            tokio::time::sleep(floor::drawn(&floor::PAUSES)).await;
+            tokio::time::sleep(floor::drawn(&rests)).await;
             self.post.send(number)?;
             self.witness.all(number + 1, Duration::from_secs(30)).await;
         }
@@ -304,7 +315,10 @@ impl Field {
         screen::say("the bare loop");
         let client = self.ground.client().await?;
         match options.rounds {
-            Some(_) => floor::one_by_one(&client, &self.others, &self.witness).await,
+            Some(_) => {
+                let fleet = (&self.others, &self.witness);
+                floor::one_by_one(&client, fleet, options.rests()).await
+            }
             None => floor::measure(&client, &self.others, &self.witness).await,
         }
     }
