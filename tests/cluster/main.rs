@@ -24,6 +24,7 @@ mod rules;
 mod saving;
 #[path = "contract/simulated.rs"]
 mod simulated;
+mod slicing;
 mod stolen;
 mod storm;
 mod story;
