@@ -10,6 +10,7 @@
 mod beside;
 mod chart;
 mod contract;
+mod doctor;
 mod ends;
 mod faults;
 mod flow;
