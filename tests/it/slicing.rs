@@ -26,17 +26,15 @@ fn what_workloads_ask_for_is_offered_and_stated() {
         assert!(stated.contains_key(name), "no overlay states `{name}`");
     }
     for (file, name, replicas) in [
-        ("time-slicing.yaml", "nvidia.com/gpu", 4),
+        ("time-slicing.yaml", "nvidia.com/gpu", 4_u64),
         ("time-slicing-renamed.yaml", "nvidia.com/gpu.shared", 4),
         ("mps.yaml", "nvidia.com/gpu.shared", 4),
     ] {
         let sharing = plugin(file)["sharing"].clone();
         let how = if file == "mps.yaml" { &sharing["mps"] } else { &sharing["timeSlicing"] };
         let offered = &how["resources"][0];
-        assert_eq!(
-            (&offered["name"], &offered["replicas"]),
-            (&"nvidia.com/gpu".into(), &replicas.into())
-        );
+        assert_eq!(offered["name"], "nvidia.com/gpu", "{file}");
+        assert_eq!(offered["replicas"], replicas, "{file}");
         let renamed = how["renameByDefault"] == true;
         assert_eq!(renamed, name.ends_with(".shared"), "{file}");
         assert_eq!(how["failRequestsGreaterThanOne"], true, "{file}");
@@ -86,7 +84,8 @@ fn the_inference_server_ends_within_its_grace_and_that_within_the_notice() {
 
 #[test]
 fn every_pool_leaves_the_time_that_its_workloads_need_and_is_tolerated() {
-    let longest = pods().iter().map(|pod| pod.spec["terminationGracePeriodSeconds"].as_u64());
+    let pods = pods();
+    let longest = pods.iter().map(|pod| pod.spec["terminationGracePeriodSeconds"].as_u64());
     let longest = longest.map(|grace| grace.unwrap_or(30)).max().unwrap();
     let pools = of_kind("karpenter", "NodePool");
     assert_eq!(pools.len(), 3);
@@ -96,7 +95,7 @@ fn every_pool_leaves_the_time_that_its_workloads_need_and_is_tolerated() {
         let limit: u64 = limit.strip_suffix('m').unwrap().parse().unwrap();
         assert!(limit * 60 >= NOTICE + longest, "{}", pool["metadata"]["name"]);
         for taint in spec["taints"].as_array().unwrap() {
-            for pod in pods() {
+            for pod in &pods {
                 let tolerated = pod.spec["tolerations"].as_array().unwrap().iter();
                 let mut tolerated = tolerated.filter(|one| one["operator"] == "Exists");
                 assert!(tolerated.any(|one| one["key"] == taint["key"]), "{}", pod.name);
