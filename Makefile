@@ -30,6 +30,7 @@ test:
 cluster-build:
 	@tests/cluster/build
 	@tests/cluster/helm/build
+	@tests/cluster/definitions/build || [ $$? = 3 ]
 
 cluster-up: cluster-build build
 	$(RELEASE)/chaos cluster up --karpenter $(ARGS)

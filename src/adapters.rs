@@ -8,6 +8,7 @@ pub mod kubelet;
 pub mod nvml;
 pub mod pod_http;
 pub mod proc;
+pub mod signed;
 pub mod sqs;
 pub mod store;
 pub mod workload_socket;

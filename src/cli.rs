@@ -22,6 +22,8 @@ use crate::config::Sources;
 use crate::error::Chain;
 use crate::wiring::ConnectError;
 
+/// Exit code of `doctor` where nothing is broken, and something should be looked at.
+pub const LOOK: u8 = 1;
 /// Exit code of a wrong flag: `EX_USAGE` of sysexits.
 pub const USAGE: u8 = 64;
 /// Exit code where an outside system is not there: `EX_UNAVAILABLE`.
@@ -60,9 +62,26 @@ enum Command {
     /// Runs the node's side: metadata, workloads, saving and restoring, release.
     Agent,
     /// Shows what is going on, and what is saved.
-    Status(Output),
+    Status {
+        /// Only this interruption, told from its beginning: an instance or a node.
+        name: Option<String>,
+        /// Show it anew every second, until it is interrupted.
+        #[arg(long, conflicts_with = "json")]
+        watch: bool,
+        #[command(flatten)]
+        output: Output,
+    },
     /// Checks what can be checked before the first interruption, and says what to do.
-    Doctor(Output),
+    ///
+    /// The exit code says the worst of it: 0 all is well, 1 something should be looked at, 78
+    /// something will not work.
+    Doctor {
+        #[command(flatten)]
+        output: Output,
+        /// End with 0 unless something will not work.
+        #[arg(long)]
+        only_bad: bool,
+    },
     /// What lies in the bucket.
     Checkpoints {
         #[command(subcommand)]
@@ -222,8 +241,15 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
     match cli.command {
         Command::Controller => service::controller(settings),
         Command::Agent => service::agent(settings),
-        Command::Status(output) => runtime()?.block_on(ask::status(settings, output)),
-        Command::Doctor(output) => runtime()?.block_on(ask::doctor(settings, output)),
+        Command::Status { name, watch: true, .. } => {
+            runtime()?.block_on(ask::watch_status(settings, name.as_deref()))
+        }
+        Command::Status { name, output, .. } => {
+            runtime()?.block_on(ask::status(settings, name.as_deref(), output))
+        }
+        Command::Doctor { output, only_bad } => {
+            runtime()?.block_on(ask::doctor(settings, output, ask::least(only_bad)))
+        }
         Command::Checkpoints { command } => {
             runtime()?.block_on(ask::checkpoints(settings, command))
         }

@@ -22,6 +22,7 @@ use crate::controller::wakes::Wakes;
 use crate::shutdown::Shutdown;
 
 pub mod act;
+pub mod at_risk;
 pub mod bucket;
 pub mod caches;
 pub mod close;

@@ -26,6 +26,7 @@ pub use connect::ConnectError;
 pub use connect::bucket;
 pub use connect::kubernetes;
 pub use connect::queue;
+pub use connect::signed;
 pub use reach::reach_agent;
 pub use reach::reach_controller;
 

@@ -51,6 +51,9 @@ fn action(name: WireName, request: &Request) -> Option<String> {
             let (is_list, deletes) = (query.contains("list-type"), query.contains("delete"));
             Some(match *request.method() {
                 Method::GET if is_list => "s3:ListBucket".to_owned(),
+                Method::GET if query.starts_with("lifecycle") => {
+                    "s3:GetLifecycleConfiguration".to_owned()
+                }
                 Method::GET | Method::HEAD => "s3:GetObject".to_owned(),
                 // Many at once, as `POST /bucket?delete`.
                 Method::POST if deletes => "s3:DeleteObject".to_owned(),

@@ -26,6 +26,7 @@ pub use clients::REGION;
 pub use clients::bytes_service;
 pub use clients::kube_client;
 pub use clients::s3_builder;
+pub use clients::s3_http;
 pub use clients::s3_store;
 pub use clients::sqs_client;
 use listener::Address;

@@ -27,6 +27,7 @@ pub mod marks;
 pub mod namespaces;
 pub mod nodes;
 pub mod objects;
+pub mod others;
 pub mod overlays;
 pub mod pairs;
 pub mod pods;

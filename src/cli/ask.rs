@@ -1,6 +1,7 @@
 //! The commands that ask, print an answer and end.
 
 use std::io;
+use std::io::IsTerminal;
 use std::io::Write;
 use std::time::Duration;
 
@@ -9,6 +10,7 @@ use jiff::Timestamp;
 use super::CONFIG;
 use super::Checkpoints;
 use super::Failure;
+use super::LOOK;
 use super::OfKey;
 use super::Output;
 use super::Settings;
@@ -27,10 +29,13 @@ use crate::commands::pause as pauses;
 use crate::commands::status as records;
 use crate::config::Config;
 use crate::config::Program;
+use crate::error::Chain;
 use crate::wiring;
 
 /// How long the API server may be silent: a person waits.
 const PATIENCE: Duration = Duration::from_secs(15);
+/// How often what is watched is shown anew.
+const FRAME: Duration = Duration::from_secs(1);
 
 pub(super) fn crds() -> Result<(), Failure> {
     print(&definitions::yaml())
@@ -44,27 +49,82 @@ pub(super) fn check_config(settings: &Settings, program: Program) -> Result<(), 
     print(&check_config::summary(&load(program, settings)?))
 }
 
-pub(super) async fn status(settings: &Settings, output: Output) -> Result<(), Failure> {
+pub(super) async fn status(
+    settings: &Settings,
+    name: Option<&str>,
+    output: Output,
+) -> Result<(), Failure> {
     let config = load(Program::Command, settings)?;
-    let status = records::read(&client(&config).await?).await?;
-    output.print(|| records::table(&status, now()), || records::json(&status))
+    let mut status = records::read(&client(&config).await?).await?;
+    let text = shown(&status, name)?;
+    if let Some(name) = name {
+        status.keep(name);
+    }
+    output.print(|| text, || records::json(&status))
 }
 
-pub(super) async fn doctor(settings: &Settings, output: Output) -> Result<(), Failure> {
+/// Shows it again and again. What was not read is said in its place, and tried again.
+pub(super) async fn watch_status(settings: &Settings, name: Option<&str>) -> Result<(), Failure> {
+    let config = load(Program::Command, settings)?;
+    let client = client(&config).await?;
+    // The first answer says whether there is anything to watch.
+    let mut frame = shown(&records::read(&client).await?, name)?;
+    loop {
+        match io::stdout().write_all(records::frame(&frame, stdout()).as_bytes()) {
+            Ok(()) => (),
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
+            Err(error) => return Err(Failure::new(UNAVAILABLE, &error)),
+        }
+        tokio::time::sleep(FRAME).await;
+        frame = match records::read(&client).await {
+            Ok(status) => shown(&status, name)?,
+            Err(error) => format!("{}\n", Chain(&error)),
+        };
+    }
+}
+
+fn shown(status: &records::Status, name: Option<&str>) -> Result<String, Failure> {
+    match name {
+        None => Ok(records::table(status, now())),
+        Some(name) => Ok(records::timeline(status, name, now())?),
+    }
+}
+
+fn stdout() -> records::Screen {
+    if io::stdout().is_terminal() { records::Screen::Terminal } else { records::Screen::Pipe }
+}
+
+pub(super) async fn doctor(
+    settings: &Settings,
+    output: Output,
+    least: checks::Health,
+) -> Result<(), Failure> {
     let config = load(Program::Controller, settings)?;
     let clients = checks::Clients {
-        kube: client(&config).await?,
+        kube: wiring::kubernetes(&config.kubernetes, PATIENCE)
+            .await
+            .map_err(|error| Chain(&error).to_string()),
         sqs: wiring::queue(&config.queue, &config.region).await,
         store: wiring::bucket(&config.store)?,
+        signed: wiring::signed(&config.store, &config.region)?,
+        clock: Clock::system(),
     };
     let findings = checks::examine(&config, &clients).await;
     output.print(|| checks::table(&findings), || checks::json(&findings))?;
-    match checks::worst(&findings) {
-        checks::Health::Green | checks::Health::Yellow => Ok(()),
-        checks::Health::Red => {
-            Err(Failure { code: CONFIG, text: "some of it will not work".to_owned() })
-        }
+    let worst = checks::worst(&findings);
+    let (code, text) = match worst {
+        checks::Health::Green => return Ok(()),
+        checks::Health::Yellow => (LOOK, "some of it should be looked at"),
+        checks::Health::Red => (CONFIG, "some of it will not work"),
+    };
+    if worst < least {
+        return Ok(());
     }
+    Err(Failure { code, text: text.to_owned() })
+}
+
+pub(super) fn least(only_bad: bool) -> checks::Health {
+    if only_bad { checks::Health::Red } else { checks::Health::Yellow }
 }
 
 pub(super) async fn checkpoints(settings: &Settings, command: Checkpoints) -> Result<(), Failure> {

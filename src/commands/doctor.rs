@@ -1,41 +1,46 @@
 //! `lifeboat doctor`: what can be checked before the first interruption, and what to do about it.
+//!
+//! Each part reads, and judges apart from that: what was not to be read is a finding, and the rest
+//! is judged all the same.
 
 use std::sync::Arc;
-use std::time::Duration;
 
-use bytes::Bytes;
 use object_store::ObjectStore;
-use object_store::ObjectStoreExt;
-use object_store::PutMode;
-use object_store::PutOptions;
 use object_store::path::Path;
 use serde::Serialize;
 
+use crate::adapters::signed::Signed;
+use crate::clock::Clock;
 use crate::config::Config;
 use crate::error::Chain;
 
 pub mod reach;
 
+mod agents;
+mod beside;
+mod bucket;
 mod cluster;
+mod nodes;
+mod queue;
+mod rights;
+mod workloads;
 
 /// The oldest Kubernetes that we know: 1.33.
 const OLDEST: (u32, u32) = (1, 33);
 
-/// What doctor writes into the bucket, and reads again.
-const PROBE: &[u8] = b"lifeboat doctor was here\n";
-
-/// How long a write of a few bytes may take.
-const PATIENCE: Duration = Duration::from_secs(10);
-
 /// What doctor looks at.
 #[derive(Clone)]
 pub struct Clients {
-    /// The API server.
-    pub kube: kube::Client,
+    /// The API server, or why there is none: the rest is looked at all the same.
+    pub kube: Result<kube::Client, String>,
     /// The queue.
     pub sqs: aws_sdk_sqs::Client,
     /// The bucket.
     pub store: Arc<dyn ObjectStore>,
+    /// The settings of bucket and rules.
+    pub signed: Signed,
+    /// The time.
+    pub clock: Clock,
 }
 
 /// How a thing is.
@@ -81,9 +86,15 @@ pub async fn examine(config: &Config, clients: &Clients) -> Vec<Finding> {
     for warning in &config.warnings {
         findings.push(Finding::yellow(warning, "check its spelling against docs/configuration.md"));
     }
-    findings.extend(api_server(config, &clients.kube).await);
-    findings.extend(queue(config, &clients.sqs).await);
-    findings.push(bucket(config, &*clients.store).await);
+    let (seen, found) = api_server(config, clients).await;
+    findings.extend(found);
+    findings.extend(queue::examine(config, (&clients.sqs, &clients.signed)).await);
+    let karpenter = seen.karpenter();
+    let on_signal = workloads::on_signal(config, seen.pods.as_deref().unwrap_or_default());
+    let beside = (karpenter.as_ref(), on_signal.as_slice());
+    findings.extend(queue::karpenters(config, &clients.sqs, beside).await);
+    let bucket = (&*clients.store, &clients.signed);
+    findings.extend(bucket::examine(config, bucket, seen.largest()).await);
     findings
 }
 
@@ -115,16 +126,23 @@ pub fn worst(findings: &[Finding]) -> Health {
     findings.iter().map(|finding| finding.health).max().unwrap_or(Health::Green)
 }
 
-async fn api_server(config: &Config, client: &kube::Client) -> Vec<Finding> {
+async fn api_server(config: &Config, clients: &Clients) -> (cluster::Seen, Vec<Finding>) {
+    let unseen = |said: String| {
+        let remedy = "check `kubernetes.server`, the service account or the kubeconfig: what is \
+                      asked of the cluster was not checked";
+        (cluster::Seen::default(), vec![Finding::red(said, remedy)])
+    };
+    let client = match &clients.kube {
+        Ok(client) => client,
+        Err(said) => return unseen(said.clone()),
+    };
     match reach::api_server(client).await {
-        Err(error) => {
-            let remedy = "check `kubernetes.server`, the service account or the kubeconfig";
-            vec![Finding::red(Chain(&error).to_string(), remedy)]
-        }
+        Err(error) => unseen(Chain(&error).to_string()),
         Ok(version) => {
-            let mut findings = vec![version_of(version)];
-            findings.extend(cluster::examine(config, client).await);
-            findings
+            let now = clients.clock.now();
+            let (seen, mut findings) = cluster::examine(config, client, now).await;
+            findings.insert(0, version_of(version));
+            (seen, findings)
         }
     }
 }
@@ -137,78 +155,13 @@ fn version_of((major, minor): (u32, u32)) -> Finding {
     Finding::red(found, format!("Lifeboat needs {}.{} or later", OLDEST.0, OLDEST.1))
 }
 
-async fn queue(config: &Config, client: &aws_sdk_sqs::Client) -> Vec<Finding> {
-    let url = &config.queue.url;
-    let attributes = match reach::queue(client, url).await {
-        Ok(attributes) => attributes,
-        Err(error) => {
-            let remedy = "check `queue.url`, the region and the role's sqs:GetQueueAttributes, \
-                          sqs:ReceiveMessage, sqs:DeleteMessage and sqs:ChangeMessageVisibility";
-            return vec![Finding::red(Chain(&error).to_string(), remedy)];
-        }
-    };
-    let mut findings = vec![Finding::green(format!("queue `{url}` answers"))];
-    if !attributes.contains_key("RedrivePolicy") {
-        findings.push(Finding::red(
-            "the queue has no dead-letter queue",
-            "give it one: a message that nobody can read is left to the redrive",
-        ));
-    }
-    let delay = attributes.get("DelaySeconds").map_or("0", String::as_str);
-    if delay != "0" {
-        findings.push(Finding::red(
-            format!("the queue delays each message by {delay} s"),
-            "set DelaySeconds to 0 on ours: only Karpenter's own queue is to wait",
-        ));
-    }
-    findings
-}
-
-/// Writes, reads, and tries to create what is there: only a store that refuses that is safe.
-async fn bucket(config: &Config, store: &dyn ObjectStore) -> Finding {
-    let name = &config.store.bucket;
-    let remedy = "check `store.bucket`, `store.region` and the role's s3:PutObject, s3:GetObject \
-                  and s3:ListBucket";
-    let path = probe_path(config);
-    let written = tokio::time::timeout(PATIENCE, write_twice(store, &path)).await;
-    match written {
-        Err(_elapsed) => Finding::red(format!("bucket `{name}` was not reached in time"), remedy),
-        Ok(Err(error)) => {
-            Finding::red(format!("bucket `{name}` was not written: {}", Chain(&error)), remedy)
-        }
-        Ok(Ok(Create::Refused)) => match reach::bucket(store, name, &path).await {
-            Ok(Some(content)) if content == PROBE => {
-                Finding::green(format!("bucket `{name}` is written, read and created once"))
-            }
-            Ok(_) => Finding::red(format!("bucket `{name}` gives back something else"), remedy),
-            Err(error) => Finding::red(Chain(&error).to_string(), remedy),
-        },
-        Ok(Ok(Create::Done)) => Finding::red(
-            format!("bucket `{name}` creates an object that is there already"),
-            "use a store with conditional writes (If-None-Match): without them two writers of one \
-             checkpoint cannot be told apart",
-        ),
-    }
-}
-
-/// What became of creating an object that is there already.
-enum Create {
-    Done,
-    Refused,
-}
-
-async fn write_twice(store: &dyn ObjectStore, path: &Path) -> object_store::Result<Create> {
-    let content = Bytes::from_static(PROBE);
-    store.put(path, content.clone().into()).await?;
-    let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
-    match store.put_opts(path, content.into(), options).await {
-        Ok(_) => Ok(Create::Done),
-        Err(object_store::Error::AlreadyExists { .. }) => Ok(Create::Refused),
-        Err(error) => Err(error),
-    }
-}
-
 /// Where doctor's own object lies, beside the namespaces.
 pub fn probe_path(config: &Config) -> Path {
-    Path::from(format!("{}/{}/_doctor/probe", config.store.prefix, config.cluster))
+    bucket::probe_path(config)
+}
+
+/// The first few of many names.
+fn few(names: &[String]) -> String {
+    let more = if names.len() > 5 { ", …" } else { "" };
+    format!("{}{more}", names[..names.len().min(5)].join(", "))
 }

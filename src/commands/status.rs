@@ -24,6 +24,8 @@ use crate::crd::node_interruption::Workload;
 use crate::crd::workload_checkpoint::Outlook;
 use crate::crd::workload_checkpoint::WorkloadCheckpoint;
 
+mod timeline;
+
 /// Everything that we have recorded.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Status {
@@ -31,6 +33,31 @@ pub struct Status {
     pub interruptions: Vec<NodeInterruption>,
     /// What is saved, by namespace and key.
     pub checkpoints: Vec<WorkloadCheckpoint>,
+}
+
+impl Status {
+    /// Leaves out every interruption but that of this instance or node.
+    pub fn keep(&mut self, name: &str) {
+        self.interruptions.retain(|record| timeline::is_named(record, name));
+    }
+}
+
+/// Where what is watched is shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Screen {
+    /// On a terminal, whose screen it takes.
+    Terminal,
+    /// Anywhere else, one below the other.
+    Pipe,
+}
+
+/// One picture of what is watched.
+pub fn frame(text: &str, screen: Screen) -> String {
+    match screen {
+        // Home, and clear what is below: no flicker, and the lines above stay.
+        Screen::Terminal => format!("\x1b[H\x1b[2J{text}"),
+        Screen::Pipe => format!("{text}\n"),
+    }
 }
 
 /// Reads both records.
@@ -61,6 +88,13 @@ pub fn table(status: &Status, now: Timestamp) -> String {
     text
 }
 
+/// One interruption by its instance or its node, as a timeline; the newest where there are several.
+pub fn timeline(status: &Status, name: &str, now: Timestamp) -> Result<String, CommandError> {
+    let found = status.interruptions.iter().find(|record| timeline::is_named(record, name));
+    let missing = || CommandError::Missing { what: format!("an interruption of `{name}`") };
+    found.map(|record| timeline::tell(record, now)).ok_or_else(missing)
+}
+
 /// As a program reads it.
 pub fn json(status: &Status) -> String {
     let text = serde_json::to_string_pretty(status).expect("records are plain data");
@@ -68,6 +102,13 @@ pub fn json(status: &Status) -> String {
 }
 
 fn interruption(record: &NodeInterruption, now: Timestamp) -> String {
+    let status = record.status.clone().unwrap_or_default();
+    let times = (noticed(record), status.deadline);
+    format!("{}{}", head(record, now), workloads(&status.workloads, times))
+}
+
+/// Where one interruption stands, in a line.
+fn head(record: &NodeInterruption, now: Timestamp) -> String {
     let status = record.status.clone().unwrap_or_default();
     let notice = noticed(record);
     let saved = |workload: &&Workload| {
@@ -93,7 +134,7 @@ fn interruption(record: &NodeInterruption, now: Timestamp) -> String {
         format!("{durable} of {count}"),
         or_dash(status.bytes.map(bytes)),
     ]);
-    format!("{}{}", head.render(), workloads(&status.workloads, (notice, status.deadline)))
+    head.render()
 }
 
 fn workloads(
@@ -116,7 +157,7 @@ fn workloads(
             or_dash(workload.mode.as_ref()),
             or_dash(save.map(|save| save.state)),
             or_dash(save.and_then(|save| save.step)),
-            or_dash(save.and_then(|save| save.bytes).map(bytes)),
+            or_dash(save.and_then(progress)),
             durable(notice, save),
             or_dash(save.and_then(|save| spare(save, deadline))),
             or_dash(ended),
@@ -124,6 +165,15 @@ fn workloads(
         ]);
     }
     table.render()
+}
+
+/// What is stored, and of how much while it is under way.
+fn progress(save: &Save) -> Option<String> {
+    let stored = save.bytes?;
+    match save.of_bytes.filter(|all| *all > stored && save.durable_at.is_none()) {
+        Some(all) => Some(format!("{} of {}", bytes(stored), bytes(all))),
+        None => Some(bytes(stored)),
+    }
 }
 
 /// When it was stored, or when it is expected to be.
@@ -193,12 +243,12 @@ fn noticed(record: &NodeInterruption) -> Option<Timestamp> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use serde_json::json;
 
     use super::*;
 
-    fn record() -> NodeInterruption {
+    pub(crate) fn record() -> NodeInterruption {
         let at = |second: u32| format!("2026-11-22T12:00:{second:02}Z");
         serde_json::from_value(json!({
             "apiVersion": "lifeboat.dev/v1alpha1",
@@ -258,10 +308,10 @@ mod tests {
         let expected = "\
 INSTANCE  NODE   PHASE     HEARD     TIME       SAVED   BYTES
 i-1       gpu-1  Draining  40 s ago  80 s left  1 of 3  512.0 MiB
-  POD           MODE  SAVE     STEP  BYTES      DURABLE    SPARE                                  ENDED                 RELEASED
-  team/train-0  sdk   Durable  8412  512.0 MiB  T+38 s     82 s                                   Evict T+39 s Durable  -
-  team/train-1  -     Saving   -     256.0 MiB  ~ T+70 s   50s at 2.5 Gbit/s (measured)           -                     -
-  team/train-2  -     Asked    -     -          ~ T+190 s  will not fit at 2.5 Gbit/s (baseline)  -                     -
+  POD           MODE  SAVE     STEP  BYTES                 DURABLE    SPARE                                  ENDED                 RELEASED
+  team/train-0  sdk   Durable  8412  512.0 MiB             T+38 s     82 s                                   Evict T+39 s Durable  -
+  team/train-1  -     Saving   -     256.0 MiB of 2.0 GiB  ~ T+70 s   50s at 2.5 Gbit/s (measured)           -                     -
+  team/train-2  -     Asked    -     -                     ~ T+190 s  will not fit at 2.5 Gbit/s (baseline)  -                     -
 
 no checkpoints
 ";

@@ -1,4 +1,5 @@
-//! What is left over is cleared: closed records, and marks of ours whose interruption is no more.
+//! What is left over is cleared: closed records, and marks of ours whose interruption is no more. And
+//! what has turned meanwhile is told.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,6 +18,7 @@ use crate::adapters::cluster::nodes::NodeRow;
 use crate::adapters::cluster::nodes::Ours;
 use crate::adapters::cluster::pods;
 use crate::controller::Deps;
+use crate::controller::at_risk;
 use crate::controller::observe;
 use crate::crd::marks as our;
 use crate::error::Chain;
@@ -42,7 +44,9 @@ pub async fn run(deps: Arc<Deps>) {
         deps.caches.namespaces.synced(),
     );
     let mut stale = Stale::default();
+    let mut told = at_risk::Told::default();
     loop {
+        at_risk::tell(&deps, &mut told).await;
         forget_records(&deps).await;
         trim_indexes(&deps).await;
         if deps.settings.policy.mode == OperatingMode::Protect {

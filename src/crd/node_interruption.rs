@@ -34,7 +34,8 @@ use super::schema::open_enum;
     printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase"),
     printcolumn(name = "Deadline", type_ = "string", json_path = ".status.deadline"),
     printcolumn(name = "Slack", type_ = "string", json_path = ".status.slack"),
-    printcolumn(name = "Bytes", type_ = "integer", json_path = ".status.bytes", priority = "1"),
+    printcolumn(name = "Bytes", type_ = "integer", json_path = ".status.bytes"),
+    printcolumn(name = "Closed", type_ = "date", json_path = ".status.closedAt"),
     printcolumn(name = "Zone", type_ = "string", json_path = ".spec.zone", priority = "1"),
     printcolumn(name = "Type", type_ = "string", json_path = ".spec.instanceType", priority = "1"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")

@@ -38,10 +38,17 @@ use super::schema::open_enum;
     printcolumn(name = "Step", type_ = "integer", json_path = ".status.newest.step"),
     printcolumn(name = "Bytes", type_ = "integer", json_path = ".status.newest.bytes"),
     printcolumn(name = "Durable", type_ = "date", json_path = ".status.newest.durableAt"),
+    printcolumn(name = "Fits", type_ = "boolean", json_path = ".status.outlook.fits"),
     printcolumn(
-        name = "Fits",
-        type_ = "boolean",
-        json_path = ".status.outlook.fits",
+        name = "Needed",
+        type_ = "integer",
+        json_path = ".status.outlook.needed",
+        priority = "1"
+    ),
+    printcolumn(
+        name = "Window",
+        type_ = "integer",
+        json_path = ".status.outlook.window",
         priority = "1"
     ),
     printcolumn(name = "Finished", type_ = "boolean", json_path = ".status.finished"),

@@ -12,10 +12,14 @@ use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
 use object_store::ClientOptions;
 use object_store::ObjectStore;
 use object_store::RetryConfig as StoreRetry;
+use object_store::aws::AmazonS3;
 use object_store::aws::AmazonS3Builder;
 use object_store::aws::Checksum;
+use object_store::client::HttpConnector;
+use object_store::client::ReqwestConnector;
 
 use crate::adapters::imds;
+use crate::adapters::signed::Signed;
 use crate::config::Config;
 use crate::config::Kubernetes;
 use crate::config::Queue;
@@ -127,11 +131,30 @@ pub async fn queue(part: &Queue, region: &str) -> aws_sdk_sqs::Client {
 /// Payloads are not signed: S3 checks each by CRC64NVME, at a third of the cost (*measured*), and
 /// TLS protects them on the way. Plain HTTP is spoken only to an endpoint that says so.
 pub fn bucket(part: &Store) -> Result<Arc<dyn ObjectStore>, ConnectError> {
+    Ok(Arc::new(s3(part)?))
+}
+
+/// Who asks AWS for settings, with the bucket's credentials.
+pub fn signed(part: &Store, region: &str) -> Result<Signed, ConnectError> {
+    let refused = |source| ConnectError::Bucket { bucket: part.bucket.clone(), source };
+    let standard = format!("https://s3.{}.amazonaws.com", part.region);
+    let endpoint = part.endpoint.as_deref().unwrap_or(&standard).trim_end_matches('/');
+    Ok(Signed {
+        http: ReqwestConnector::default().connect(&options(part)).map_err(refused)?,
+        credentials: s3(part)?.credentials().clone(),
+        bucket: format!("{endpoint}/{}", part.bucket),
+        bucket_region: part.region.clone(),
+        events: format!("https://events.{region}.amazonaws.com"),
+        region: region.to_owned(),
+    })
+}
+
+fn options(part: &Store) -> ClientOptions {
     let plain = part.endpoint.as_ref().is_some_and(|endpoint| endpoint.starts_with("http://"));
-    let options = ClientOptions::new()
-        .with_allow_http(plain)
-        .with_connect_timeout(CONNECT)
-        .with_timeout(CHUNK);
+    ClientOptions::new().with_allow_http(plain).with_connect_timeout(CONNECT).with_timeout(CHUNK)
+}
+
+fn s3(part: &Store) -> Result<AmazonS3, ConnectError> {
     let retry =
         StoreRetry { max_retries: 0, retry_timeout: Duration::ZERO, ..StoreRetry::default() };
     let mut builder = AmazonS3Builder::from_env()
@@ -139,14 +162,10 @@ pub fn bucket(part: &Store) -> Result<Arc<dyn ObjectStore>, ConnectError> {
         .with_region(&part.region)
         .with_unsigned_payload(true)
         .with_checksum_algorithm(Checksum::CRC64NVME)
-        .with_client_options(options)
+        .with_client_options(options(part))
         .with_retry(retry);
     if let Some(endpoint) = &part.endpoint {
         builder = builder.with_endpoint(endpoint);
     }
-    let bucket = || part.bucket.clone();
-    match builder.build() {
-        Ok(store) => Ok(Arc::new(store)),
-        Err(source) => Err(ConnectError::Bucket { bucket: bucket(), source }),
-    }
+    builder.build().map_err(|source| ConnectError::Bucket { bucket: part.bucket.clone(), source })
 }

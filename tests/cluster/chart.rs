@@ -279,7 +279,7 @@ pub(crate) async fn try_out(admin: &kube::Client, object: &Value, how: &str) -> 
     answer.map(drop).map_err(|error| format!("{at}: {error}"))
 }
 
-/// Where an object is: kinds of the chart have regular plurals, but for two.
+/// Where an object is: the plurals of its kind are regular.
 fn path(object: &Value) -> String {
     let (version, kind) =
         (object["apiVersion"].as_str().unwrap(), object["kind"].as_str().unwrap());
@@ -288,6 +288,7 @@ fn path(object: &Value) -> String {
     let lower = kind.to_lowercase();
     let plural = match lower.strip_suffix('y') {
         Some(stem) => format!("{stem}ies"),
+        None if lower.ends_with('s') => format!("{lower}es"),
         None => format!("{lower}s"),
     };
     let within = metadata["namespace"].as_str().map(|name| format!("/namespaces/{name}"));

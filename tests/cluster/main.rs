@@ -10,6 +10,7 @@
 mod beside;
 mod chart;
 mod contract;
+mod doctor;
 mod ends;
 mod faults;
 mod flow;
@@ -24,6 +25,7 @@ mod rules;
 mod saving;
 #[path = "contract/simulated.rs"]
 mod simulated;
+mod slicing;
 mod stolen;
 mod storm;
 mod story;

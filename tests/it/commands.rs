@@ -6,24 +6,18 @@ use jiff::Timestamp;
 use lifeboat::clock::Clock;
 use lifeboat::commands::checkpoints;
 use lifeboat::commands::cleanup;
-use lifeboat::commands::doctor;
-use lifeboat::commands::doctor::Health;
 use lifeboat::commands::pause;
 use lifeboat::commands::status;
 use lifeboat::config::Config;
 use lifeboat::config::Program;
 use lifeboat_chaos::serve::kube_client;
 use lifeboat_chaos::serve::s3_store;
-use lifeboat_chaos::serve::sqs_client;
 use lifeboat_chaos::wire::kube;
 use lifeboat_chaos::wire::s3::s3;
-use lifeboat_chaos::wire::sqs::sqs;
 use lifeboat_chaos::world::World;
 use lifeboat_chaos::world::cluster::Target;
 use lifeboat_chaos::world::cluster::resource;
 use lifeboat_chaos::world::cluster::resource::Resource;
-use lifeboat_chaos::world::queue::Redrive;
-use lifeboat_chaos::world::queue::Settings;
 use object_store::ObjectStore;
 use object_store::ObjectStoreExt;
 use object_store::path::Path;
@@ -214,49 +208,4 @@ async fn checkpoints_are_read_from_the_bucket() {
         ("train", 2, "claim")
     );
     assert_eq!(rows(Some("other")).await, []);
-}
-
-#[tokio::test(start_paused = true)]
-async fn doctor_names_what_will_not_work_and_what_to_do() {
-    let fixture = Fixture::new();
-    fixture.world.update(|state| state.queues.create("ours", Settings::default()));
-    let found = examine(&fixture).await;
-    for red in [
-        "definition `nodeinterruptions.lifeboat.dev` is not installed",
-        "the queue has no dead-letter queue",
-    ] {
-        assert!(found.contains(&(Health::Red, red.to_owned())), "{found:#?}");
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn doctor_is_green_where_all_is_well() {
-    let fixture = Fixture::new();
-    fixture.world.update(|state| {
-        state.queues.create("dead", Settings::default());
-        let redrive = Redrive { dead_letter_queue: "dead".to_owned(), max_receives: 5 };
-        let settings = Settings { redrive: Some(redrive), ..Settings::default() };
-        state.queues.create("ours", settings);
-    });
-    for (_, definition) in lifeboat::commands::crds::definitions() {
-        fixture.put(resource::DEFINITION, serde_json::to_value(definition).unwrap());
-    }
-    fixture.put(resource::NODE, marked_node());
-    let found = examine(&fixture).await;
-    let worse: Vec<&(Health, String)> =
-        found.iter().filter(|(health, _)| *health != Health::Green).collect();
-    assert!(worse.is_empty(), "{found:#?}");
-    let bucket = "bucket `checkpoints` is written, read and created once";
-    assert!(found.iter().any(|(_, found)| found == bucket), "{found:#?}");
-}
-
-async fn examine(fixture: &Fixture) -> Vec<(Health, String)> {
-    let config = Config::parse(Program::Controller, CONFIG).unwrap();
-    let clients = doctor::Clients {
-        kube: fixture.client.clone(),
-        sqs: sqs_client(&sqs(fixture.world.clone())),
-        store: fixture.store.clone(),
-    };
-    let findings = doctor::examine(&config, &clients).await;
-    findings.into_iter().map(|finding| (finding.health, finding.found)).collect()
 }

@@ -42,6 +42,7 @@ use lifeboat_chaos::world::cluster::object::label;
 use lifeboat_chaos::world::cluster::object::uid;
 use lifeboat_chaos::world::cluster::resource::BUDGET;
 use lifeboat_chaos::world::cluster::resource::CHECKPOINT;
+use lifeboat_chaos::world::cluster::resource::EVENT;
 use lifeboat_chaos::world::cluster::resource::INTERRUPTION;
 use lifeboat_chaos::world::cluster::resource::NODE;
 use lifeboat_chaos::world::cluster::resource::NODE_CLAIM;
@@ -719,4 +720,43 @@ mod bodies {
             drop(eventbridge::read(body.to_string().as_bytes(), &home(), jiff::Timestamp::UNIX_EPOCH));
         }
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn work_that_could_not_be_saved_is_told_once_by_whoever_leads_and_taken_back() {
+    let mut stage = Stage::usual().await;
+    let found = |stage: &Stage, fits: bool, at: &str| {
+        let index = json!({
+            "metadata": {"name": name_of("train-0"), "namespace": "default"},
+            "spec": {"jobKey": "train-0"},
+            "status": {"outlook": {
+                "fits": fits, "pod": "train-0", "node": "gpu-1", "at": at, "bytes": 60_u64 << 30,
+                "window": 115, "needed": 242, "bytesPerSecond": 312_500_000, "by": "baseline",
+            }},
+        });
+        stage.world.update(|state| state.cluster.put(CHECKPOINT, index));
+    };
+    let told = |stage: &Stage| -> Vec<String> {
+        stage.world.read(|state| {
+            let events = state.cluster.list(EVENT).filter(|event| {
+                event["involvedObject"]["kind"] == "Pod"
+                    && event["involvedObject"]["name"] == "train-0"
+            });
+            events.map(|event| event["reason"].as_str().unwrap().to_owned()).collect()
+        })
+    };
+    found(&stage, true, "2026-11-22T12:00:02Z");
+    stage.after(60).await;
+    assert_eq!(told(&stage), Vec::<String>::new(), "it was never amiss");
+    found(&stage, false, "2026-11-22T12:01:00Z");
+    stage.after(120).await;
+    assert_eq!(told(&stage), ["AtRisk"]);
+    // Another leader knows nothing of it, and says it again: it is the same Event.
+    stage.controllers.remove(&0);
+    stage.start(1);
+    stage.after(120).await;
+    assert_eq!(told(&stage), ["AtRisk"]);
+    found(&stage, true, "2026-11-22T12:06:00Z");
+    stage.after(60).await;
+    assert_eq!(told(&stage), ["AtRisk", "SavableAgain"]);
 }

@@ -11,6 +11,7 @@ mod csi;
 mod data;
 mod dependencies;
 mod directory;
+mod doctor;
 mod documents;
 mod events;
 mod fake_nvml;
@@ -35,6 +36,7 @@ mod sdk;
 mod served;
 #[path = "../cluster/contract/simulated.rs"]
 mod simulated;
+mod slicing;
 mod sources;
 mod sqs_wire;
 mod tidy;

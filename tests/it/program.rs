@@ -1,6 +1,8 @@
 //! The built program as a process: exit codes, signals, and what it says.
 #![allow(clippy::print_stderr, reason = "what is skipped is skipped aloud")]
 
+use std::io::BufRead;
+use std::io::BufReader;
 use std::io::Read;
 use std::path::PathBuf;
 use std::process::Child;
@@ -8,6 +10,14 @@ use std::process::Command;
 use std::process::Output;
 use std::process::Stdio;
 use std::time::Duration;
+
+use jiff::Timestamp;
+use lifeboat::clock::Clock;
+use lifeboat_chaos::serve::serve;
+use lifeboat_chaos::wire::kube;
+use lifeboat_chaos::world::World;
+use lifeboat_chaos::world::cluster::resource::INTERRUPTION;
+use serde_json::json;
 
 /// A configuration whose every address leads nowhere: port 9 of this machine.
 const NOWHERE: &[&str] = &[
@@ -82,6 +92,41 @@ fn a_command_ends_with_69_where_the_api_server_is_not_there() {
     check(&nowhere(&["status"]), 69, &["was not read", "refused"]);
     check(&nowhere(&["cleanup"]), 69, &["the list of nodes was not read"]);
     check(&nowhere(&["doctor"]), 78, &["BAD   the API server was not reached"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_interruption_that_is_watched_shows_its_progress_until_its_reader_goes() {
+    let world = World::new(Clock::starting_at(Timestamp::UNIX_EPOCH, 0), 1);
+    let stored = |mebibytes: u64| {
+        let record = json!({
+            "metadata": {"name": "i-1"},
+            "spec": {"node": "gpu-1", "zone": "us-east-2a", "signals": {}},
+            "status": {"phase": "Draining", "workloads": {"u": {
+                "namespace": "team", "pod": "train-0",
+                "save": {"state": "Saving", "bytes": mebibytes << 20, "ofBytes": 4 << 20},
+            }}},
+        });
+        world.update(|state| state.cluster.put(INTERRUPTION, record));
+    };
+    stored(1);
+    let served = serve(kube::wire(&world, "tester")).await.unwrap();
+    let server = format!("--set=kubernetes.server={}", served.url());
+    let told = nowhere(&[&server, "status", "gpu-1"]);
+    tokio::task::block_in_place(|| {
+        check(&told, 0, &["INSTANCE", "Draining", "TIME"]);
+        let nobody = nowhere(&[&server, "status", "nobody"]);
+        check(&nobody, 69, &["an interruption of `nobody` does not exist"]);
+        let Some(mut command) = command(&nowhere(&[&server, "status", "--watch"])) else { return };
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        for progress in ["1.0 MiB of 4.0 MiB", "2.0 MiB of 4.0 MiB"] {
+            let seen = lines.find(|line| line.as_ref().unwrap().contains(progress));
+            assert!(seen.is_some(), "no `{progress}`");
+            stored(2);
+        }
+        drop(lines);
+        assert_eq!(child.wait().unwrap().code(), Some(0));
+    });
 }
 
 #[test]

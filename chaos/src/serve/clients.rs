@@ -74,6 +74,11 @@ pub fn s3_builder(wire: &Wire, bucket: &str) -> AmazonS3Builder {
         .with_http_connector(S3OverWire(wire.clone()))
 }
 
+/// The HTTP client of [`s3_store`], for requests that the store has not.
+pub fn s3_http(wire: &Wire) -> object_store::client::HttpClient {
+    object_store::client::HttpClient::new(S3OverWire(wire.clone()))
+}
+
 /// The real Kubernetes client over a wire; a client made this way never retries.
 pub fn kube_client(wire: &Wire, namespace: &str) -> kube::Client {
     let wire = wire.clone();

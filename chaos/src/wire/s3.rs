@@ -98,7 +98,13 @@ async fn dispatch(world: &World, asked: &Asked) -> Answer {
         ("GET", true) if asked.query.get("list-type").is_some_and(|kind| kind == "2") => {
             Ok(list(world, asked))
         }
-        ("HEAD", true) => Ok(done(StatusCode::OK)),
+        ("GET", true) if has("lifecycle") => lifecycle(world),
+        ("HEAD", true) => {
+            let mut response = done(StatusCode::OK);
+            let region = world.read(|state| state.bucket.region().to_owned());
+            response.headers_mut().insert("x-amz-bucket-region", value(&region));
+            Ok(response)
+        }
         ("POST", true) if has("delete") => delete_many(world, asked),
         ("PUT", false) if has("uploadId") => put_part(world, asked).await,
         ("PUT", false) => put(world, asked).await,
@@ -168,6 +174,11 @@ fn list(world: &World, asked: &Asked) -> Response {
     let (name, page) =
         world.read(|state| (state.bucket.name().to_owned(), state.bucket.list(&query)));
     xml::response(&xml::list(&name, &query.prefix, &page))
+}
+
+fn lifecycle(world: &World) -> Answer {
+    let rules = world.read(|state| state.bucket.lifecycle().map(str::to_owned));
+    Ok(xml::response(&rules.ok_or(Refusal::NO_SUCH_LIFECYCLE)?))
 }
 
 fn delete_many(world: &World, asked: &Asked) -> Answer {

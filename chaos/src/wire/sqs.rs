@@ -299,6 +299,7 @@ fn attributes(world: &World, asked: &Attributes) -> Answer {
             ("MessageRetentionPeriod", settings.retention.as_secs().to_string()),
             ("QueueArn", arn(name)),
             ("ReceiveMessageWaitTimeSeconds", settings.wait.as_secs().to_string()),
+            ("SqsManagedSseEnabled", "true".to_owned()),
             ("VisibilityTimeout", settings.visibility.as_secs().to_string()),
         ]);
         if let Some(redrive) = &settings.redrive {
@@ -307,6 +308,9 @@ fn attributes(world: &World, asked: &Attributes) -> Answer {
                 "deadLetterTargetArn": target, "maxReceiveCount": redrive.max_receives,
             });
             attributes.insert("RedrivePolicy", policy.to_string());
+        }
+        if let Some(policy) = &settings.policy {
+            attributes.insert("Policy", policy.clone());
         }
         Ok::<_, QueueError>(attributes)
     })?;

@@ -30,6 +30,8 @@ const PART_MIN: u64 = 5 << 20;
 #[derive(Debug)]
 pub struct Bucket {
     name: String,
+    region: String,
+    lifecycle: Option<String>,
     page: usize,
     folder: Option<PathBuf>,
     objects: BTreeMap<String, Object>,
@@ -193,6 +195,8 @@ impl Default for Bucket {
     fn default() -> Self {
         Self {
             name: "checkpoints".to_owned(),
+            region: "us-east-2".to_owned(),
+            lifecycle: None,
             page: 1000,
             folder: None,
             objects: BTreeMap::new(),
@@ -215,6 +219,26 @@ impl Bucket {
     /// Gives it another name than `checkpoints`.
     pub fn rename(&mut self, name: &str) {
         name.clone_into(&mut self.name);
+    }
+
+    /// The region that it says it is in.
+    pub fn region(&self) -> &str {
+        &self.region
+    }
+
+    /// Puts it into another region.
+    pub fn move_to(&mut self, region: &str) {
+        region.clone_into(&mut self.region);
+    }
+
+    /// The rules of its lifecycle, as S3's XML; `None` where it has none.
+    pub fn lifecycle(&self) -> Option<&str> {
+        self.lifecycle.as_deref()
+    }
+
+    /// Gives it rules.
+    pub fn set_lifecycle(&mut self, rules: &str) {
+        self.lifecycle = Some(rules.to_owned());
     }
 
     /// Shortens the pages of its lists.

@@ -26,6 +26,8 @@ pub struct Settings {
     pub retention: Duration,
     /// Where a message goes that was received too often.
     pub redrive: Option<Redrive>,
+    /// Who may write and read, as JSON; AWS gives a new queue none.
+    pub policy: Option<String>,
 }
 
 /// A redrive policy.
@@ -155,6 +157,7 @@ impl Default for Settings {
             wait: Duration::ZERO,
             retention: Duration::from_hours(96),
             redrive: None,
+            policy: None,
         }
     }
 }

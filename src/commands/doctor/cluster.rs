@@ -1,23 +1,30 @@
-//! What doctor asks the API server.
+//! What doctor reads of the cluster, and what it makes of it.
 
-use std::collections::BTreeMap;
-use std::time::Duration;
+use std::fmt::Debug;
 
+use jiff::Timestamp;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::Api;
 use kube::Client;
-use lifeboat_domain::policy::KarpenterMode;
-use lifeboat_domain::signal::NOTICE;
-use lifeboat_domain::workload::Hold;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::Finding;
+use super::agents;
+use super::beside;
+use super::nodes as checks;
+use super::rights;
+use super::workloads;
 use crate::adapters::cluster::Cluster;
 use crate::adapters::cluster::Slots;
 use crate::adapters::cluster::nodes;
 use crate::adapters::cluster::nodes::NodeRow;
 use crate::adapters::cluster::objects::Object;
-use crate::adapters::cluster::overlays;
+use crate::adapters::cluster::others::DaemonSets;
+use crate::adapters::cluster::others::Deployments;
+use crate::adapters::cluster::others::Jobs;
+use crate::adapters::cluster::others::NodeClasses;
+use crate::adapters::cluster::overlays::Overlays;
 use crate::adapters::cluster::pods;
 use crate::adapters::cluster::pods::PodRow;
 use crate::adapters::cluster::pools::Pools;
@@ -26,33 +33,139 @@ use crate::commands::crds;
 use crate::commands::list;
 use crate::commands::rows;
 use crate::config::Config;
+use crate::crd::workload_checkpoint::WorkloadCheckpoint;
 use crate::error::Chain;
 
-/// The label of a node whose GPUs are shared: replicas of each.
-const REPLICAS: &str = "nvidia.com/gpu.replicas";
+/// What was read of the cluster; `None` where it was not, which is said by a finding.
+#[derive(Default)]
+pub(super) struct Seen {
+    pub(super) nodes: Option<Vec<NodeRow>>,
+    pub(super) pods: Option<Vec<PodRow>>,
+    pub(super) jobs: Option<Vec<Object<Jobs>>>,
+    pub(super) deployments: Option<Vec<Object<Deployments>>>,
+    pub(super) daemons: Option<Vec<Object<DaemonSets>>>,
+    pub(super) pools: Option<Vec<Object<Pools>>>,
+    pub(super) overlays: Option<Vec<Object<Overlays>>>,
+    pub(super) classes: Option<Vec<Object<NodeClasses>>>,
+    pub(super) checkpoints: Option<Vec<WorkloadCheckpoint>>,
+}
 
-pub(super) async fn examine(config: &Config, client: &Client) -> Vec<Finding> {
-    let cluster = Cluster::routine(client.clone(), &Slots::new(64, 16));
+impl Seen {
+    /// Karpenter, where its Deployment was seen.
+    pub(super) fn karpenter(&self) -> Option<beside::Karpenter> {
+        beside::karpenter(self.deployments.as_deref()?)
+    }
+
+    /// The largest state that is saved, by its job key.
+    pub(super) fn largest(&self) -> Option<(String, u64)> {
+        let all = self.checkpoints.iter().flatten();
+        let sizes = all.filter_map(|index| {
+            let newest = index.status.as_ref()?.newest.as_ref()?;
+            Some((workloads::key(index), newest.bytes))
+        });
+        sizes.max_by_key(|(_, bytes)| *bytes)
+    }
+
+    fn protected(&self) -> Vec<PodRow> {
+        let pods = self.pods.iter().flatten();
+        pods.filter(|pod| pod.is_protected() && pod.ended().is_none()).cloned().collect()
+    }
+}
+
+/// Reads what there is, and says what was not to be read.
+pub(super) async fn examine(
+    config: &Config,
+    client: &Client,
+    now: Timestamp,
+) -> (Seen, Vec<Finding>) {
     let mut findings = definitions(client).await;
-    let nodes = match rows::<NodeRow>(&nodes::api(&cluster), "the list of nodes").await {
-        Ok(nodes) => nodes,
-        Err(error) => return unread(findings, &error),
-    };
-    let pods = match rows::<PodRow>(&pods::api(&cluster), "the list of pods").await {
-        Ok(pods) => pods,
-        Err(error) => return unread(findings, &error),
-    };
-    let protected: Vec<PodRow> = pods.into_iter().filter(PodRow::is_protected).collect();
-    findings.push(scope(config, &nodes));
-    findings.push(holds(config, &protected));
-    findings.extend(karpenter(config, &cluster, &protected).await);
-    findings.extend(slices(config, &cluster, &nodes).await);
+    findings.extend(rights::examine(config, client).await);
+    let seen = read(client, &mut findings).await;
+    findings.extend(judge(config, &seen, now));
+    if let (Some(pods), Some(daemons)) = (&seen.pods, &seen.daemons) {
+        let agents = checks::agents_of(config, daemons);
+        let agents: Vec<&PodRow> =
+            pods.iter().filter(|pod| checks::is_agent(pod, agents.as_deref())).collect();
+        findings.extend(agents::examine(config, client, &agents).await);
+    }
+    (seen, findings)
+}
+
+/// Everything that follows from what was read, and from nothing else.
+fn judge(config: &Config, seen: &Seen, now: Timestamp) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let protected = seen.protected();
+    let karpenter = seen.karpenter();
+    if let Some(nodes) = &seen.nodes {
+        findings.push(checks::scope(config, nodes));
+    }
+    if let (Some(nodes), Some(pods), Some(daemons)) = (&seen.nodes, &seen.pods, &seen.daemons) {
+        findings.extend(checks::agents(config, nodes, (pods, daemons)));
+    }
+    if let Some(classes) = &seen.classes {
+        findings.extend(checks::metadata_service(classes));
+    }
+    if seen.pods.is_some() {
+        findings.push(workloads::holds(config, &protected));
+    }
+    if let Some(pods) = &seen.pods {
+        findings.extend(workloads::annotations(config, pods));
+    }
+    if let Some(jobs) = &seen.jobs {
+        findings.extend(workloads::jobs(jobs, &protected));
+    }
+    if let Some(checkpoints) = &seen.checkpoints {
+        findings.extend(workloads::at_risk(checkpoints));
+        findings.extend(workloads::ages(config, checkpoints, now));
+    }
+    if let Some(pools) = &seen.pools {
+        findings.extend(beside::pools(config, pools, &protected));
+    }
+    if let (Some(nodes), Some(overlays)) = (&seen.nodes, &seen.overlays) {
+        findings.extend(beside::slices(config, (nodes, overlays), karpenter.as_ref()));
+    }
+    findings.extend(karpenter.iter().flat_map(|found| beside::itself(config, found)));
+    if let (Some(deployments), Some(daemons)) = (&seen.deployments, &seen.daemons) {
+        findings.extend(beside::termination_handlers(config, deployments, daemons));
+    }
     findings
 }
 
-fn unread(mut findings: Vec<Finding>, error: &CommandError) -> Vec<Finding> {
-    findings.push(Finding::red(Chain(error).to_string(), "check the role's list on it"));
-    findings
+async fn read(client: &Client, findings: &mut Vec<Finding>) -> Seen {
+    let cluster = Cluster::routine(client.clone(), &Slots::new(64, 16));
+    // Without these two nothing can be said; the others are looked at where we may.
+    let needed = |findings: &mut Vec<Finding>, error: &CommandError| {
+        findings.push(Finding::red(Chain(error).to_string(), "check the role's list on it"));
+    };
+    let nodes = rows::<NodeRow>(&nodes::api(&cluster), "the list of nodes").await;
+    let pods = rows::<PodRow>(&pods::api(&cluster), "the list of pods").await;
+    Seen {
+        nodes: nodes.inspect_err(|error| needed(findings, error)).ok(),
+        pods: pods.inspect_err(|error| needed(findings, error)).ok(),
+        jobs: all(Api::all(client.clone()), "the list of Jobs", findings).await,
+        deployments: all(Api::all(client.clone()), "the list of Deployments", findings).await,
+        daemons: all(Api::all(client.clone()), "the list of DaemonSets", findings).await,
+        pools: all(Api::all(client.clone()), "the list of NodePools", findings).await,
+        overlays: all(Api::all(client.clone()), "the list of NodeOverlays", findings).await,
+        classes: all(Api::all(client.clone()), "the list of EC2NodeClasses", findings).await,
+        checkpoints: all(Api::all(client.clone()), "the list of checkpoints", findings).await,
+    }
+}
+
+/// A whole list; empty where the cluster has no such kind.
+async fn all<K>(api: Api<K>, what: &'static str, findings: &mut Vec<Finding>) -> Option<Vec<K>>
+where
+    K: Clone + Debug + DeserializeOwned,
+{
+    match list(&api, what).await {
+        Ok(found) => Some(found),
+        Err(CommandError::NoDefinitions) => Some(Vec::new()),
+        Err(error) => {
+            let remedy = "what depends on it was not checked: ask as somebody who may list it";
+            findings.push(Finding::yellow(Chain(&error).to_string(), remedy));
+            None
+        }
+    }
 }
 
 async fn definitions(client: &Client) -> Vec<Finding> {
@@ -105,115 +218,4 @@ fn collect(schema: &Value, path: &str, names: &mut Vec<String>) {
         }
         Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => (),
     }
-}
-
-fn scope(config: &Config, nodes: &[NodeRow]) -> Finding {
-    let selector = &config.nodes.selector;
-    let taken = nodes.iter().filter(|row| selector.takes(&row.labels, &row.extended)).count();
-    let found = format!("{taken} of {} nodes are cared for", nodes.len());
-    match taken {
-        0 => Finding::yellow(found, "check `nodes.selector`, if there are GPU Spot nodes now"),
-        _ => Finding::green(found),
-    }
-}
-
-fn holds(config: &Config, protected: &[PodRow]) -> Finding {
-    let count = protected.len();
-    let loose: Vec<String> = protected
-        .iter()
-        .filter(|pod| !pod.is_held())
-        .map(|pod| format!("`{}/{}`", pod.namespace, pod.name))
-        .collect();
-    match (config.policy().karpenter, config.policy().hold) {
-        (KarpenterMode::None, _) => {
-            Finding::green(format!("{count} protected pods; without Karpenter there is no hold"))
-        }
-        (KarpenterMode::Beside, Hold::OnSignal | Hold::Unknown) => Finding::yellow(
-            "`hold.default` is `on-signal`, and Karpenter's own queue cannot be seen from here",
-            "set DelaySeconds to 5 on Karpenter's queue: without it a drain can win the race",
-        ),
-        (KarpenterMode::Beside, Hold::Always) if loose.is_empty() => {
-            Finding::green(format!("{count} protected pods, all held"))
-        }
-        (KarpenterMode::Beside, Hold::Always) => Finding::yellow(
-            format!("{} of {count} protected pods are not held: {}", loose.len(), few(&loose)),
-            "put `karpenter.sh/do-not-disrupt: \"true\"` on them",
-        ),
-    }
-}
-
-async fn karpenter(config: &Config, cluster: &Cluster, protected: &[PodRow]) -> Vec<Finding> {
-    let api: Api<Object<Pools>> = Api::all(cluster.watch_client());
-    let pools = list(&api, "the list of NodePools").await;
-    match (config.policy().karpenter, pools) {
-        (KarpenterMode::Beside, Err(error)) => vec![Finding::red(
-            format!("Karpenter's NodePools were not read: {}", Chain(&error)),
-            "install Karpenter 1.x, or set `karpenter.mode` to `none`",
-        )],
-        (KarpenterMode::None, Ok(pools)) if !pools.is_empty() => vec![Finding::red(
-            format!("`karpenter.mode` is `none`, and there are {} NodePools", pools.len()),
-            "set it to `beside`: otherwise nothing holds the pods against Karpenter's drain",
-        )],
-        (KarpenterMode::None, _) => vec![Finding::green("`karpenter.mode` is `none`")],
-        (KarpenterMode::Beside, Ok(pools)) => {
-            let longest = protected.iter().map(|pod| pod.grace).max().unwrap_or_default();
-            let findings: Vec<Finding> =
-                pools.iter().filter_map(|pool| short(pool, NOTICE + longest)).collect();
-            if findings.is_empty() {
-                return vec![Finding::green(format!("{} NodePools leave the time", pools.len()))];
-            }
-            findings
-        }
-    }
-}
-
-/// A pool whose own limit ends a hold before the notice does.
-fn short(pool: &Object<Pools>, least: Duration) -> Option<Finding> {
-    let text = pool.spec.template["spec"]["terminationGracePeriod"].as_str()?;
-    // Karpenter writes Go durations, `1h30m`; what is no number of units is no limit that we know.
-    let limit = humantime::parse_duration(text).ok()?;
-    (limit < least).then(|| {
-        Finding::red(
-            format!("NodePool `{}` has terminationGracePeriod {text}", pool.name()),
-            format!(
-                "make it {} or longer (the notice and the longest grace): Karpenter ends held pods \
-                 that much before it",
-                humantime::format_duration(least)
-            ),
-        )
-    })
-}
-
-async fn slices(config: &Config, cluster: &Cluster, nodes: &[NodeRow]) -> Option<Finding> {
-    let shared = |labels: &BTreeMap<String, String>| {
-        let replicas = labels.get(REPLICAS).and_then(|count| count.parse::<u32>().ok());
-        replicas.is_some_and(|count| count > 1)
-    };
-    let sliced = nodes.iter().filter(|row| {
-        config.nodes.selector.takes(&row.labels, &row.extended) && shared(&row.labels)
-    });
-    let sliced = sliced.count();
-    if sliced == 0 || config.policy().karpenter == KarpenterMode::None {
-        return None;
-    }
-    let overlays = overlays::list(cluster, super::PATIENCE).await.unwrap_or_default();
-    if overlays
-        .iter()
-        .any(|overlay| overlay.spec.capacity.keys().any(|key| key.starts_with("nvidia.com/")))
-    {
-        return Some(Finding::green(format!(
-            "{sliced} nodes are sliced, and a NodeOverlay says so"
-        )));
-    }
-    Some(Finding::red(
-        format!("{sliced} nodes are sliced, and no NodeOverlay says so"),
-        "make a NodeOverlay with the replicas: without one Karpenter buys a node for each pod, and \
-         Lifeboat asks for no replacement",
-    ))
-}
-
-/// The first few of many names.
-fn few(names: &[String]) -> String {
-    let more = if names.len() > 5 { ", …" } else { "" };
-    format!("{}{more}", names[..names.len().min(5)].join(", "))
 }

@@ -22,6 +22,8 @@ impl Refusal {
         Self::new(StatusCode::RANGE_NOT_SATISFIABLE, "InvalidRange");
     pub(super) const MALFORMED_XML: Self = Self::new(StatusCode::BAD_REQUEST, "MalformedXML");
     pub(super) const NO_SUCH_BUCKET: Self = Self::new(StatusCode::NOT_FOUND, "NoSuchBucket");
+    pub(super) const NO_SUCH_LIFECYCLE: Self =
+        Self::new(StatusCode::NOT_FOUND, "NoSuchLifecycleConfiguration");
     pub(super) const NOT_IMPLEMENTED: Self =
         Self::new(StatusCode::NOT_IMPLEMENTED, "NotImplemented");
     pub(super) const NOT_MODIFIED: Self = Self::new(StatusCode::NOT_MODIFIED, "NotModified");

@@ -134,6 +134,9 @@ pub const VOLUME: Resource =
 /// `PersistentVolumeClaims`.
 pub const VOLUME_CLAIM: Resource =
     Resource::built_in("", "persistentvolumeclaims", "PersistentVolumeClaim").with_status();
+/// `Deployments`.
+pub const DEPLOYMENT: Resource =
+    Resource::built_in("apps", "deployments", "Deployment").with_status();
 /// `DaemonSets`.
 pub const DAEMON_SET: Resource =
     Resource::built_in("apps", "daemonsets", "DaemonSet").with_status();
@@ -191,6 +194,7 @@ pub const RESOURCES: &[Resource] = &[
     CONFIG_MAP,
     VOLUME,
     VOLUME_CLAIM,
+    DEPLOYMENT,
     DAEMON_SET,
     STATEFUL_SET,
     JOB,
