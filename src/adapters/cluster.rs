@@ -18,6 +18,7 @@ use crate::adapters::cluster::slots::Urgency;
 use crate::error::Class;
 use crate::error::Classify;
 
+pub mod admission;
 pub mod checkpoints;
 pub mod claims;
 pub mod events;
@@ -28,6 +29,7 @@ pub mod namespaces;
 pub mod nodes;
 pub mod objects;
 pub mod overlays;
+pub mod owners;
 pub mod pairs;
 pub mod pods;
 pub mod pools;

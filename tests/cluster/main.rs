@@ -15,6 +15,9 @@ mod faults;
 mod flow;
 mod hearing;
 mod jobs;
+#[expect(dead_code, reason = "the other half is for `tests/it`")]
+#[path = "../it/webhook/line.rs"]
+mod line;
 mod observe;
 mod plane;
 mod replacing;
@@ -28,3 +31,4 @@ mod stolen;
 mod storm;
 mod story;
 mod theater;
+mod webhook;

@@ -38,4 +38,5 @@ mod simulated;
 mod sources;
 mod sqs_wire;
 mod tidy;
+mod webhook;
 mod world;
