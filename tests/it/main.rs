@@ -17,6 +17,7 @@ mod fake_nvml;
 mod faults;
 mod gpu;
 mod http;
+mod image;
 mod imds;
 mod imds_wire;
 mod kill;
