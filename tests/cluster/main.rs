@@ -15,6 +15,7 @@ mod faults;
 mod flow;
 mod hearing;
 mod jobs;
+mod leaving;
 #[expect(dead_code, reason = "the other half is for `tests/it`")]
 #[path = "../it/webhook/line.rs"]
 mod line;
