@@ -104,6 +104,9 @@ enum Command {
         /// Only say what would be taken back.
         #[arg(long)]
         dry_run: bool,
+        /// End the controller first, as before Lifeboat is uninstalled: it would mark again.
+        #[arg(long, conflicts_with = "dry_run")]
+        end_controller: bool,
     },
     /// Prints both resource definitions as YAML.
     Crds,
@@ -257,8 +260,9 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
             let wish = ask::pause_wish(off);
             runtime()?.block_on(ask::pause(settings, wish, namespace, node))
         }
-        Command::Cleanup { dry_run } => {
-            runtime()?.block_on(ask::cleanup(settings, ask::cleanup_wish(dry_run)))
+        Command::Cleanup { dry_run, end_controller } => {
+            let end = if end_controller { ask::Controller::End } else { ask::Controller::Leave };
+            runtime()?.block_on(ask::cleanup(settings, ask::cleanup_wish(dry_run), end))
         }
         Command::Crds => ask::crds(),
         Command::CheckConfig { document: true, .. } => ask::document(),

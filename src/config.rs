@@ -67,6 +67,8 @@ pub struct Config {
     pub agent: Agent,
     /// The admin server.
     pub admin: Admin,
+    /// The webhook.
+    pub webhook: Webhook,
     /// Logging.
     pub log: Log,
     /// What was read but not understood, for the log: no reason to refuse.
@@ -181,6 +183,13 @@ pub struct Agent {
 pub struct Admin {
     /// Where it listens.
     pub listen: SocketAddr,
+}
+
+/// The webhook that pods pass when they are made.
+#[derive(Clone, Debug)]
+pub struct Webhook {
+    /// Where it listens; absent, there is none.
+    pub listen: Option<SocketAddr>,
 }
 
 /// Logging.

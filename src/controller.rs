@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use object_store::ObjectStore;
+use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
 use crate::adapters::cluster::Cluster;
@@ -38,11 +39,16 @@ pub mod reconcile;
 pub mod record;
 pub mod replace;
 pub mod settings;
+pub mod startup;
 pub mod sweep;
+pub mod told;
 pub mod wakes;
+pub mod webhook;
 
 /// Requests in flight to the API server, and how many of them are kept for first aid.
 const SLOTS: (usize, usize) = (64, 16);
+/// Requests in flight to the API server for the webhook, beside those.
+const ADMISSION_SLOTS: usize = 16;
 /// How long messages in hand may still be recorded after we were asked to end.
 const LAST_MESSAGES: Duration = Duration::from_secs(10);
 
@@ -56,6 +62,8 @@ pub struct Parts {
     pub sqs: aws_sdk_sqs::Client,
     /// The bucket.
     pub store: Arc<dyn ObjectStore>,
+    /// Where the webhook is served, if it is.
+    pub webhook: Option<TcpListener>,
     /// The time.
     pub clock: Clock,
     /// The configuration.
@@ -68,6 +76,8 @@ pub struct Deps {
     pub cluster: Cluster,
     /// The API server, with any slot.
     pub first_aid: Cluster,
+    /// The API server, for the webhook: pods are made anew in a storm, too, and wait two seconds.
+    pub admission: Cluster,
     /// The queue.
     pub queue: Queue,
     /// The bucket.
@@ -87,7 +97,8 @@ pub struct Deps {
 }
 
 /// Runs until it is asked to end; then messages in hand are recorded and the Lease is given back.
-pub async fn run(parts: Parts, shutdown: Shutdown) {
+pub async fn run(mut parts: Parts, shutdown: Shutdown) {
+    let webhook = parts.webhook.take();
     let deps = Arc::new(Deps::new(parts));
     tracing::info!(identity = %deps.settings.identity, mode = ?deps.settings.policy.mode, "controller started");
     let mut watches = caches::follow(&deps);
@@ -95,6 +106,10 @@ pub async fn run(parts: Parts, shutdown: Shutdown) {
     services.spawn(first_aid::follow(deps.clone()));
     services.spawn(first_aid::keep_warm(deps.clone()));
     services.spawn(lead::run(deps.clone(), shutdown.clone()));
+    // To the last: until the process has ended, the API server may still ask it.
+    if let Some(listener) = webhook {
+        watches.spawn(webhook::run(deps.clone(), listener));
+    }
     let mut intake = JoinSet::new();
     intake.spawn(intake::run(deps.clone(), shutdown.clone()));
 
@@ -122,6 +137,7 @@ impl Deps {
         let settings = Settings::new(&parts.config, &parts.clock);
         let slots = Slots::new(SLOTS.0, SLOTS.1);
         Self {
+            admission: Cluster::routine(parts.kube.clone(), &Slots::new(ADMISSION_SLOTS, 0)),
             cluster: Cluster::routine(parts.kube, &slots),
             first_aid: Cluster::first_aid(parts.first_aid, &slots),
             queue: Queue::new(parts.sqs, parts.config.queue.url.clone()),

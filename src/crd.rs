@@ -23,6 +23,14 @@ pub mod marks {
     pub const BLOCKED: &str = "lifeboat.dev/disruption-blocked";
     /// Pod annotation beside our hold: the instance id it was set for, or `admission`.
     pub const HELD: &str = "lifeboat.dev/held";
+    /// What [`HELD`] says of a hold that was set when the pod was admitted.
+    pub const AT_ADMISSION: &str = "admission";
+    /// Pod annotation: what could not be added when the pod was admitted.
+    pub const NOT_INJECTED: &str = "lifeboat.dev/not-injected";
+    /// Attribute of a pod's volume: its own grace in seconds.
+    pub const GRACE_ATTRIBUTE: &str = "lifeboat.dev/grace";
+    /// Attribute of a pod's volume: its priority to the scheduler.
+    pub const POD_PRIORITY_ATTRIBUTE: &str = "lifeboat.dev/pod-priority";
     /// Node and namespace annotation that stops everything but recording.
     pub const PAUSED: &str = "lifeboat.dev/paused";
     /// Label of a replacement claim: the instance it is for.

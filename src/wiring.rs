@@ -3,9 +3,12 @@
 mod connect;
 mod reach;
 
+use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use object_store::ObjectStore;
+use tokio::net::TcpListener;
 
 use crate::adapters::cluster::Cluster;
 use crate::adapters::cluster::Slots;
@@ -69,6 +72,14 @@ pub struct Runtime {
 /// Why a service ended before it was asked to.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
+    /// The port of the webhook.
+    #[error("`webhook.listen` {listen} was not bound")]
+    Webhook {
+        /// The address.
+        listen: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
     /// Something of the machine that it cannot do without.
     #[error("the {service} did not start")]
     Start {
@@ -86,7 +97,15 @@ pub async fn controller(
     clock: Clock,
     shutdown: Shutdown,
 ) -> Result<(), RunError> {
+    let webhook = match config.webhook.listen {
+        Some(listen) => {
+            let bound = TcpListener::bind(listen).await;
+            Some(bound.map_err(|source| RunError::Webhook { listen, source })?)
+        }
+        None => None,
+    };
     let parts = controller::Parts {
+        webhook,
         kube: clients.kube,
         first_aid: clients.first_aid,
         sqs: clients.sqs,

@@ -18,6 +18,7 @@ use crate::adapters::cluster::slots::Urgency;
 use crate::error::Class;
 use crate::error::Classify;
 
+pub mod admission;
 pub mod checkpoints;
 pub mod claims;
 pub mod events;
@@ -29,6 +30,7 @@ pub mod nodes;
 pub mod objects;
 pub mod others;
 pub mod overlays;
+pub mod owners;
 pub mod pairs;
 pub mod pods;
 pub mod pools;

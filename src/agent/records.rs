@@ -21,6 +21,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tracing::warn;
 
+use crate::crd::marks::GRACE_ATTRIBUTE;
+use crate::crd::marks::POD_PRIORITY_ATTRIBUTE;
 use crate::error::Chain;
 use crate::offload::Offload;
 
@@ -35,12 +37,6 @@ const PODS_MAX: usize = 2048;
 
 /// Longest file that is read.
 const FILE_MAX: u64 = 256 * 1024;
-
-/// The pod's own grace in seconds, where a volume names it.
-const GRACE_ATTRIBUTE: &str = "lifeboat.dev/grace";
-
-/// The pod's priority, where a volume names it.
-const POD_PRIORITY_ATTRIBUTE: &str = "lifeboat.dev/pod-priority";
 
 /// Grace of a pod that names none. Source: Kubernetes, "Pod Lifecycle".
 const GRACE_DEFAULT: Duration = Duration::from_secs(30);

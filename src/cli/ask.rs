@@ -207,9 +207,31 @@ pub(super) fn pause_wish(off: bool) -> pauses::Wish {
     if off { pauses::Wish::Resume } else { pauses::Wish::Pause }
 }
 
-pub(super) async fn cleanup(settings: &Settings, wish: marks::Wish) -> Result<(), Failure> {
+/// What becomes of the controller at a cleanup.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Controller {
+    /// It is ended first.
+    End,
+    /// It goes on.
+    Leave,
+}
+
+pub(super) async fn cleanup(
+    settings: &Settings,
+    wish: marks::Wish,
+    controller: Controller,
+) -> Result<(), Failure> {
     let config = load(Program::Command, settings)?;
-    let report = marks::run(&client(&config).await?, wish).await?;
+    let client = client(&config).await?;
+    if controller == Controller::End {
+        marks::check_users(&client).await?;
+        marks::end_controller(&client, &config.namespace).await?;
+    }
+    let report = marks::run(&client, wish).await?;
+    if !report.users.is_empty() {
+        let users = report.users.join("\n  ");
+        print(&format!("would refuse: these pods still use the volume\n  {users}\n"))?;
+    }
     match report.lines.as_slice() {
         [] => print("no marks of ours\n")?,
         lines => print(&format!("{}\n", lines.join("\n")))?,

@@ -38,6 +38,7 @@ use super::Program;
 use super::Queue;
 use super::Sources;
 use super::Store;
+use super::Webhook;
 use super::read::Key;
 use super::read::Preset;
 use super::read::Reader;
@@ -335,6 +336,11 @@ const KEYS: &[Key] = &[
         "an address and a port",
         "Where `/metrics`, `/livez` and `/readyz` are served.",
     ),
+    absent(
+        "webhook.listen",
+        "an address and a port",
+        "Where the controller serves the API server, which asks it about every protected pod that is made. Without it there is no webhook, and pods carry volume, variables, job key and hold themselves.",
+    ),
     key("log.format", "json", "`json` or `text`", "How log lines look."),
     key("log.filter", "info", "a filter as `RUST_LOG` takes it", "What is logged."),
 ];
@@ -421,6 +427,7 @@ fn config(reader: &mut Reader) -> Config {
         admin: Admin {
             listen: reader.value("admin.listen", SocketAddr::from(([0, 0, 0, 0], 0)), parsed),
         },
+        webhook: Webhook { listen: reader.optional("webhook.listen", parsed) },
         log: log(reader),
         policy: policy(reader),
         region,

@@ -24,12 +24,14 @@ use crate::adapters::cluster::namespaces::NamespaceRow;
 use crate::adapters::cluster::nodes;
 use crate::adapters::cluster::nodes::NodeRow;
 use crate::adapters::cluster::pods;
+use crate::adapters::cluster::pods::AgentPod;
 use crate::adapters::cluster::pods::PodRow;
 use crate::adapters::cluster::rows::Change;
 use crate::adapters::cluster::rows::Rows;
 use crate::adapters::cluster::rows::Selector;
 use crate::config::NodeSelector;
 use crate::controller::Deps;
+use crate::crd::marks;
 use crate::error::Chain;
 use crate::error::Classify;
 use crate::metrics;
@@ -128,6 +130,9 @@ async fn follow_nodes(deps: Arc<Deps>) {
             if let Some(instance) = node.instance.as_ref().and_then(|id| id.parse().ok()) {
                 deps.wakes.wake(&instance);
             }
+            if node.has_taint(marks::AGENT_NOT_READY) {
+                deps.wakes.starts().ring();
+            }
         }
         Change::Synced => deps.wakes.wake_all(),
         Change::Broken(error) => broken(error),
@@ -154,6 +159,9 @@ async fn follow_pods(deps: Arc<Deps>) {
 
 fn pod_changed(deps: &Deps, pod: &PodRow) {
     let Some(node) = &pod.node else { return };
+    if pod.agent == AgentPod::Ready {
+        deps.wakes.starts().ring();
+    }
     for record in deps.caches.interruptions.group(node) {
         deps.wakes.wake(&record.instance);
     }

@@ -18,7 +18,9 @@ use crate::controller::Deps;
 use crate::controller::collect;
 use crate::controller::ends;
 use crate::controller::reconcile;
+use crate::controller::startup;
 use crate::controller::sweep;
+use crate::controller::told;
 use crate::controller::wakes;
 use crate::error::Chain;
 use crate::error::Classify;
@@ -154,6 +156,8 @@ async fn work(deps: &Arc<Deps>) {
     parts.spawn(sweep::run(deps.clone()));
     parts.spawn(collect::run(deps.clone()));
     parts.spawn(ends::run(deps.clone()));
+    parts.spawn(startup::run(deps.clone()));
+    parts.spawn(told::run(deps.clone()));
     parts.spawn(follow_interruptions(deps.clone()));
     while parts.join_next().await.is_some() {}
 }

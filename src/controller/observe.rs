@@ -423,7 +423,8 @@ fn hold(pod: &PodRow, instance: Option<&str>) -> HoldMark {
     }
 }
 
-fn namespace_paused(deps: &Deps, namespace: &str) -> Pause {
+/// Whether the namespace of a pod is paused.
+pub fn namespace_paused(deps: &Deps, namespace: &str) -> Pause {
     match deps.caches.namespaces.row(&namespace.to_owned()) {
         Some(row) if row.paused => Pause::On,
         Some(_) => Pause::Off,

@@ -1,5 +1,6 @@
 //! What the operator wants, as the controller needs it.
 
+use std::net::SocketAddr;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -41,6 +42,8 @@ pub struct Settings {
     pub prefix: String,
     /// What is deleted from the bucket.
     pub collect: Collect,
+    /// Where the webhook is served, if it is.
+    pub webhook: Option<SocketAddr>,
 }
 
 /// How the queue is polled.
@@ -79,6 +82,7 @@ impl Settings {
             policy: config.policy().clone(),
             prefix: config.store.prefix.clone(),
             collect: config.collect.clone(),
+            webhook: config.webhook.listen,
         }
     }
 }

@@ -22,6 +22,7 @@ pub struct Wakes {
     tasks: Arc<Mutex<BTreeMap<InstanceId, watch::Sender<u64>>>>,
     records: Bell,
     ends: Bell,
+    starts: Bell,
 }
 
 /// One bell.
@@ -108,6 +109,11 @@ impl Wakes {
     /// Rung when a protected pod is being ended or gone.
     pub fn ends(&self) -> &Bell {
         &self.ends
+    }
+
+    /// Rung when a node waits for its agent, or an agent is there or different.
+    pub fn starts(&self) -> &Bell {
+        &self.starts
     }
 
     fn tasks(&self) -> MutexGuard<'_, BTreeMap<InstanceId, watch::Sender<u64>>> {

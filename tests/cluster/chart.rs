@@ -103,7 +103,8 @@ fn the_agent_outlives_its_workloads_and_hears_imds() {
     // would take the node without waiting.
     let tolerated = agent["tolerations"].as_array().unwrap();
     let keys: Vec<&str> = tolerated.iter().map(|one| one["key"].as_str().unwrap()).collect();
-    assert_eq!(keys, ["nvidia.com/gpu", "lifeboat.dev/interrupted", "lifeboat.dev/at-risk"]);
+    let ours = ["lifeboat.dev/interrupted", "lifeboat.dev/at-risk", "lifeboat.dev/agent-not-ready"];
+    assert_eq!(keys, [&["nvidia.com/gpu"], &ours[..]].concat());
 }
 
 #[test]
@@ -200,7 +201,7 @@ fn the_controller_is_never_on_spot_and_never_only_on_one_node() {
 #[test]
 fn the_controller_needs_no_right_on_its_node_at_all() {
     let Some(helm) = helm() else { return };
-    for kind in ["Deployment", "Pod"] {
+    for kind in ["Deployment", "Pod", "Job"] {
         let pod = pod_of(&helm, kind, &[]);
         assert_eq!(pod["securityContext"]["runAsNonRoot"], true, "{kind}");
         assert_eq!(pod["securityContext"]["seccompProfile"]["type"], "RuntimeDefault", "{kind}");
@@ -247,9 +248,69 @@ fn each_program_has_a_service_account_that_takes_a_role_of_aws() {
             )
         })
         .collect();
-    let expected =
-        [(&json!("lifeboat-controller"), &Value::Null), (&json!("lifeboat-agent"), &json!(arn))];
+    let (controller, agent) = (json!("lifeboat-controller"), json!("lifeboat-agent"));
+    let (cleanup, role) = (json!("lifeboat-cleanup"), json!(arn));
+    let expected = [(&controller, &Value::Null), (&agent, &role), (&cleanup, &Value::Null)];
     assert_eq!(accounts, expected);
+}
+
+#[test]
+fn agents_are_updated_five_of_a_hundred_at_a_time() {
+    let Some(helm) = helm() else { return };
+    let objects = objects(&helm, &[]);
+    let strategy = &of_kind(&objects, "DaemonSet")["spec"]["updateStrategy"];
+    let rolling = json!({"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": "5%"}});
+    assert_eq!(strategy, &rolling);
+}
+
+#[test]
+fn the_webhook_never_stands_in_a_pods_way() {
+    let Some(helm) = helm() else { return };
+    let with = objects(&helm, &[]);
+    let configuration = of_kind(&with, "MutatingWebhookConfiguration");
+    let webhooks = configuration["webhooks"].as_array().unwrap();
+    assert_eq!(webhooks.len(), 1);
+    let webhook = &webhooks[0];
+    assert_eq!(
+        (&webhook["failurePolicy"], &webhook["timeoutSeconds"]),
+        (&json!("Ignore"), &json!(2))
+    );
+    let excluded = &webhook["namespaceSelector"]["matchExpressions"][0];
+    assert_eq!(
+        (&excluded["operator"], &excluded["values"]),
+        (&json!("NotIn"), &json!(["kube-system", NAMESPACE]))
+    );
+    assert!(
+        webhook["matchConditions"][0]["expression"]
+            .as_str()
+            .unwrap()
+            .contains("lifeboat.dev/checkpoint")
+    );
+    assert_eq!(webhook["rules"][0]["operations"], json!(["CREATE"]));
+    // The port that the configuration names is that of the container, the Service and the policy.
+    let config = configuration_of(&with);
+    assert!(config.contains("[webhook]\nlisten = \"0.0.0.0:9843\""), "{config}");
+    let ports =
+        of_kind(&with, "Deployment")["spec"]["template"]["spec"]["containers"][0]["ports"].clone();
+    assert!(ports.as_array().unwrap().contains(&json!({"name": "webhook", "containerPort": 9843})));
+    assert_eq!(of_kind(&with, "Service")["spec"]["ports"][0]["targetPort"], "webhook");
+    assert!(of_kind(&with, "NetworkPolicy")["spec"]["ingress"].to_string().contains("9843"));
+
+    let without = objects(&helm, &["webhook.enabled=false"]);
+    for kind in ["MutatingWebhookConfiguration", "Service", "Secret"] {
+        assert!(without.iter().all(|object| object["kind"] != kind), "{kind}");
+    }
+    assert!(!configuration_of(&without).contains("webhook"));
+}
+
+#[test]
+fn uninstalling_takes_everything_back_first() {
+    let Some(helm) = helm() else { return };
+    let job = of_kind(&objects(&helm, &[]), "Job");
+    assert_eq!(job["metadata"]["annotations"]["helm.sh/hook"], "pre-delete");
+    let container = &job["spec"]["template"]["spec"]["containers"][0];
+    assert_eq!(container["args"], json!(["cleanup", "--end-controller"]));
+    assert_eq!(job["spec"]["template"]["spec"]["serviceAccountName"], "lifeboat-cleanup");
 }
 
 #[test]
@@ -302,8 +363,11 @@ fn is_named_as(one: &Value, other: &Value) -> bool {
 
 /// The configuration file in the rendered ConfigMap.
 fn configuration(helm: &Path, values: &[&str]) -> String {
-    let objects = objects(helm, values);
-    let map = of_kind(&objects, "ConfigMap");
+    configuration_of(&objects(helm, values))
+}
+
+fn configuration_of(objects: &[Value]) -> String {
+    let map = of_kind(objects, "ConfigMap");
     map["data"]["lifeboat.toml"].as_str().unwrap().to_owned()
 }
 
@@ -338,7 +402,7 @@ fn of_kind(objects: &[Value], kind: &str) -> Value {
 
 /// What the chart renders with these values beside the two that it needs.
 #[track_caller]
-fn objects(helm: &Path, values: &[&str]) -> Vec<Value> {
+pub(crate) fn objects(helm: &Path, values: &[&str]) -> Vec<Value> {
     let rendered = template(helm, &[&[BUCKET, QUEUE], values].concat()).unwrap();
     let documents = serde_yaml_ng::Deserializer::from_str(&rendered);
     let objects = documents.map(|document| Value::deserialize(document).unwrap());
@@ -358,7 +422,7 @@ fn template(helm: &Path, values: &[&str]) -> Result<String, String> {
 }
 
 /// Helm, as `tests/cluster/helm/build` built it; `None`, said aloud, where it did not.
-fn helm() -> Option<PathBuf> {
+pub(crate) fn helm() -> Option<PathBuf> {
     let found = control_plane::cache().map(|cache| cache.join("helm")).filter(|it| it.exists());
     if found.is_none() {
         eprintln!("skipped: Helm is not built (`make cluster-test` does it)");

@@ -16,6 +16,10 @@ mod faults;
 mod flow;
 mod hearing;
 mod jobs;
+mod leaving;
+#[expect(dead_code, reason = "the other half is for `tests/it`")]
+#[path = "../it/webhook/line.rs"]
+mod line;
 mod observe;
 mod plane;
 mod replacing;
@@ -30,3 +34,4 @@ mod stolen;
 mod storm;
 mod story;
 mod theater;
+mod webhook;

@@ -12,7 +12,7 @@ use crate::sources::root;
 const CHART: &str = "deploy/helm/lifeboat";
 
 /// Keys that the chart decides from values of its own, from the downward API, or for its mounts.
-const DECIDED: [&str; 10] = [
+const DECIDED: [&str; 11] = [
     "account",
     "admin.listen",
     "agent.hostRoot",
@@ -23,6 +23,7 @@ const DECIDED: [&str; 10] = [
     "queue.url",
     "region",
     "store.bucket",
+    "webhook.listen",
 ];
 
 /// What Prometheus adds to the name of a histogram.

@@ -62,6 +62,8 @@ use serde_json::Value;
 use serde_json::json;
 use tokio::task::JoinSet;
 
+mod leaving;
+
 const POOL: &str = "gpu-spot";
 const INSTANCE: &str = "i-00000000000000001";
 const OTHER: &str = "i-00000000000000002";

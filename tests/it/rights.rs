@@ -25,6 +25,14 @@ const ELSEWHERE: &[(&str, &str)] = &[
         "a record, a day after it was closed",
     ),
     (
+        "lifeboat-controller get jobs.batch",
+        "what stands above a pod that is being made: `tests/cluster/webhook.rs`",
+    ),
+    (
+        "lifeboat-controller get mutatingwebhookconfigurations.admissionregistration.k8s.io",
+        "the webhook, which is served to real API servers alone: the same",
+    ),
+    (
         "lifeboat-controller get nodeinterruptions.lifeboat.dev",
         "a signal that the server refused: another replica may have told it otherwise",
     ),
@@ -34,6 +42,16 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ),
     ("lifeboat-controller get persistentvolumes", "the same, from the claim to the volume"),
     ("lifeboat-controller get pods", "a hold that met a change of somebody else: read, and again"),
+    (
+        "lifeboat-controller get rayclusters.ray.io",
+        "the same as of Jobs, for pods of a RayCluster: `tests/it/webhook.rs`",
+    ),
+    ("lifeboat-controller get secrets", "the webhook's certificate"),
+    (
+        "lifeboat-controller patch mutatingwebhookconfigurations.admissionregistration.k8s.io",
+        "the webhook's authority",
+    ),
+    ("lifeboat-controller update secrets", "the webhook's certificate"),
 ];
 
 #[test]

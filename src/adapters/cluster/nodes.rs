@@ -110,6 +110,8 @@ pub enum Ours {
     SoftTaint,
     /// Karpenter's do-not-disrupt with our mark beside it.
     Block,
+    /// The taint that a new node comes with, by its pool's wish.
+    StartupTaint,
 }
 
 /// What a fence or a soft taint came to.
@@ -238,7 +240,7 @@ pub async fn block_disruption(cluster: &Cluster, known: &NodeRow) -> Result<Patc
 /// Takes back whatever we set on a node, and nothing that anybody else did.
 pub async fn take_back(cluster: &Cluster, known: &NodeRow) -> Result<Patched, ClusterError> {
     let mut any = Patched::Already;
-    for ours in [Ours::Fence, Ours::SoftTaint, Ours::Block] {
+    for ours in [Ours::Fence, Ours::SoftTaint, Ours::Block, Ours::StartupTaint] {
         match take_back_one(cluster, known, ours).await? {
             Patched::Done => any = Patched::Done,
             Patched::Already => (),
@@ -337,7 +339,10 @@ fn take_back_patch(row: &NodeRow, ours: Ours) -> Option<Vec<Value>> {
         Ours::Block if row.annotation(our::BLOCKED).is_some() => {
             strip(row, &[our::BLOCKED, our::DO_NOT_DISRUPT])
         }
-        Ours::SoftTaint | Ours::Block => Vec::new(),
+        Ours::StartupTaint if row.has_taint(our::AGENT_NOT_READY) => {
+            taints_patch(row, |key| key == our::AGENT_NOT_READY, None)
+        }
+        Ours::SoftTaint | Ours::Block | Ours::StartupTaint => Vec::new(),
     };
     (!patch.is_empty()).then_some(patch)
 }
@@ -478,6 +483,19 @@ mod tests {
         let ours = json!({"key": "lifeboat.dev/interrupted", "value": "x", "effect": "NoSchedule"});
         node["spec"] = json!({"taints": [ours], "unschedulable": true});
         assert_eq!(fence_patch(&row(node), "x", NOW), None);
+    }
+
+    #[test]
+    fn the_startup_taint_goes_and_those_of_others_stay() {
+        let mut node = bare();
+        let startup = json!({"key": "lifeboat.dev/agent-not-ready", "effect": "NoSchedule"});
+        let other = json!({"key": "node.cilium.io/agent-not-ready", "effect": "NoExecute"});
+        node["spec"] = json!({"taints": [startup, other]});
+        let patch = take_back_patch(&row(node), Ours::StartupTaint).unwrap();
+        let expected =
+            [test("/spec/taints", json!([startup, other])), add("/spec/taints", json!([other]))];
+        assert_eq!(patch, expected);
+        assert_eq!(take_back_patch(&row(bare()), Ours::StartupTaint), None);
     }
 
     #[test]

@@ -30,6 +30,11 @@ use crate::crd::marks as our;
 /// Source: Kubernetes, "Pod Lifecycle", termination of pods.
 const GRACE_DEFAULT: Duration = Duration::from_secs(30);
 
+/// The driver of the volume that the agent serves.
+const DRIVER: &str = "lifeboat.dev";
+/// The agent's DaemonSet, as the chart calls it.
+const AGENT: &str = "lifeboat-agent";
+
 /// What we read of a pod.
 #[derive(Clone, Debug)]
 pub struct Pods;
@@ -89,6 +94,14 @@ struct Resources {
 struct VolumeSpec {
     #[serde(default)]
     persistent_volume_claim: Option<ClaimSource>,
+    #[serde(default)]
+    csi: Option<DriverSource>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+struct DriverSource {
+    #[serde(default)]
+    driver: String,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -161,10 +174,25 @@ pub struct PodRow {
     pub extended: Pairs<u64>,
     /// Its containers, as kubelet reports them.
     pub containers: Vec<ContainerRow>,
+    /// Whether it has a volume that our agent serves.
+    pub has_volume: bool,
+    /// Whether it is an agent's, by the name of its DaemonSet alone: look at its namespace, too.
+    pub agent: AgentPod,
     /// Its own address, if it has one that is not its node's; kept for protected pods alone.
     pub address: Option<Box<IpAddr>>,
     /// What it asks of the node it runs on; kept for protected pods alone.
     pub placement: Option<Box<Placement>>,
+}
+
+/// Whether a pod is an agent's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AgentPod {
+    /// It is not.
+    Other,
+    /// It is, and serves nobody yet.
+    Starting,
+    /// It is, and serves.
+    Ready,
 }
 
 /// A container, as kubelet reports it.
@@ -265,6 +293,8 @@ impl PodRow {
             disruption_target: conditions.map(|all| all.iter().any(is_disruption_target)),
             extended: extended(&object.spec.containers),
             containers: object.status.container_statuses.iter().map(container).collect(),
+            has_volume: object.spec.volumes.iter().any(is_ours),
+            agent: agent(object),
             address: None,
             placement: None,
         };
@@ -309,6 +339,23 @@ impl PodRow {
         let at = ends.iter().filter_map(|(at, _)| *at).max();
         let code = ends.iter().map(|(_, code)| *code).find(|code| *code != 0);
         Some((at, code.unwrap_or_default()))
+    }
+}
+
+fn is_ours(volume: &VolumeSpec) -> bool {
+    volume.csi.as_ref().is_some_and(|csi| csi.driver == DRIVER)
+}
+
+fn agent(object: &Object<Pods>) -> AgentPod {
+    let is_ours =
+        object.controller().is_some_and(|owner| owner.kind == "DaemonSet" && owner.name == AGENT);
+    let ready = |one: &Condition| one.kind == "Ready" && one.status == "True";
+    if !is_ours {
+        AgentPod::Other
+    } else if object.status.conditions.iter().flatten().any(ready) {
+        AgentPod::Ready
+    } else {
+        AgentPod::Starting
     }
 }
 
@@ -576,6 +623,32 @@ mod tests {
             add("/metadata/annotations/lifeboat.dev~1held", json!("i-1")),
         ]);
         assert_eq!(patch, expected);
+    }
+
+    #[test]
+    fn an_agent_is_known_by_its_daemon_set_and_serves_when_it_is_ready() {
+        let mut pod = train();
+        assert_eq!(row(pod.clone()).agent, AgentPod::Other);
+        let owner = |kind: &str, name: &str| {
+            json!([{
+                "apiVersion": "apps/v1", "kind": kind, "name": name, "uid": "u", "controller": true,
+            }])
+        };
+        pod["metadata"]["ownerReferences"] = owner("ReplicaSet", "lifeboat-agent");
+        assert_eq!(row(pod.clone()).agent, AgentPod::Other);
+        pod["metadata"]["ownerReferences"] = owner("DaemonSet", "lifeboat-agent");
+        assert_eq!(row(pod.clone()).agent, AgentPod::Starting);
+        pod["status"] = json!({"conditions": [{"type": "Ready", "status": "True"}]});
+        assert_eq!(row(pod).agent, AgentPod::Ready);
+    }
+
+    #[test]
+    fn a_volume_of_ours_is_known_by_its_driver() {
+        let mut pod = train();
+        pod["spec"]["volumes"] = json!([{"name": "lifeboat", "csi": {"driver": "other.dev"}}]);
+        assert!(!row(pod.clone()).has_volume);
+        pod["spec"]["volumes"] = json!([{"name": "x", "csi": {"driver": "lifeboat.dev"}}]);
+        assert!(row(pod).has_volume);
     }
 
     #[test]

@@ -56,6 +56,9 @@ app.kubernetes.io/component: {{ . }}
 {{/* What admin.listen, the probes and the monitors agree on. */}}
 {{- define "lifeboat.port" -}}9808{{- end }}
 
+{{/* What webhook.listen and the Service agree on. */}}
+{{- define "lifeboat.webhookPort" -}}9843{{- end }}
+
 {{/* Seconds of a duration as the configuration writes it. */}}
 {{- define "lifeboat.seconds" -}}
 {{- $number := regexFind "^[0-9]+" . | int64 -}}
@@ -78,6 +81,9 @@ app.kubernetes.io/component: {{ . }}
   "admin" (dict "listen" (printf "0.0.0.0:%s" (include "lifeboat.port" .)))
 -}}
 {{- with include "lifeboat.account" . }}{{ $_ := set $set "account" . }}{{ end }}
+{{- if .Values.webhook.enabled }}
+{{- $_ := set $set "webhook" (dict "listen" (printf "0.0.0.0:%s" (include "lifeboat.webhookPort" .))) }}
+{{- end }}
 {{- $all := mergeOverwrite (deepCopy .Values.config) $set }}
 {{- range $key := keys $all | sortAlpha }}
 {{- $value := get $all $key }}
