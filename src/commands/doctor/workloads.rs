@@ -34,6 +34,7 @@ const KNOWN: &[&str] = &[
     our::PRIORITY,
     our::HOLD,
     our::HELD,
+    our::NOT_INJECTED,
 ];
 /// Pods whose annotations are told of one by one.
 const TOLD: usize = 10;
