@@ -19,6 +19,7 @@ use lifeboat_checkpoint::chunk::CHUNK_MAX;
 use lifeboat_checkpoint::chunk::Chunk;
 use lifeboat_checkpoint::chunk::Content;
 use lifeboat_checkpoint::chunk::Digest;
+use lifeboat_checkpoint::chunk::Naming;
 use lifeboat_checkpoint::manifest::FORMAT;
 use lifeboat_checkpoint::manifest::Holder;
 use lifeboat_checkpoint::manifest::Kind;
@@ -572,14 +573,21 @@ async fn read(means: &Means, part: &Part) -> io::Result<(Bytes, Chunk)> {
     let mut buffer = means.buffers.take(length);
     let (source, attempt) = (part.source.clone(), means.attempt.name());
     let work = move || {
+        let mut naming = Naming::default();
         match &source {
-            Source::Ring { ring, slot } => ring.read(*slot, &mut buffer)?,
-            Source::File { file, from } => read_around_holes(file, &mut buffer, *from)?,
-            Source::Files(files) => read_still(files, &mut buffer)?,
+            Source::Ring { ring, slot } => {
+                ring.read(*slot, &mut buffer, |piece| naming.take(piece))?;
+            }
+            Source::File { file, from } => {
+                read_around_holes(file, &mut buffer, *from)?;
+                naming.take(&buffer);
+            }
+            Source::Files(files) => {
+                read_still(files, &mut buffer)?;
+                naming.take(&buffer);
+            }
         }
-        let bytes = buffer.freeze();
-        let chunk = Chunk::of(&bytes, attempt);
-        Ok((bytes, chunk))
+        Ok((buffer.freeze(), naming.chunk(attempt)))
     };
     if part.bytes <= INLINE_MAX { work() } else { means.offload.run(work).await }
 }
