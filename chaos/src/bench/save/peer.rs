@@ -74,6 +74,8 @@ impl Peer {
             .arg(format!("{}/*", self.folder.path().display()))
             .arg(format!("s3://{BUCKET}/bare/"))
             .envs(store.trusts())
+            // Its SDK prefers this one, which may be set already.
+            .envs(store.trusts().map(|(_, path)| ("AWS_CA_BUNDLE", path)))
             .env("AWS_ACCESS_KEY_ID", "demo")
             .env("AWS_SECRET_ACCESS_KEY", "demo")
             .env("AWS_REGION", REGION)
