@@ -170,6 +170,10 @@ pub struct Agent {
     pub ring_budget: u64,
     /// Bytes of one slot of a ring.
     pub slot: u64,
+    /// A folder on the node's own NVMe, for memory that is saved in the background.
+    pub spool: Option<PathBuf>,
+    /// Bytes that may lie there, together.
+    pub spool_budget: u64,
     /// The instance metadata service.
     pub imds_endpoint: String,
     /// The NVML library; absent, the loader searches.

@@ -10,3 +10,4 @@ pub mod restore;
 pub mod ring;
 pub mod save;
 pub mod scheduler;
+pub mod spool;

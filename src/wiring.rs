@@ -7,8 +7,10 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use lifeboat_domain::policy::BackgroundPolicy;
 use object_store::ObjectStore;
 use tokio::net::TcpListener;
+use tracing::warn;
 
 use crate::adapters::cluster::Cluster;
 use crate::adapters::cluster::Slots;
@@ -22,6 +24,7 @@ use crate::config::Config;
 use crate::controller;
 use crate::data::scheduler::Limits;
 use crate::data::scheduler::Scheduler;
+use crate::data::spool::Spool;
 use crate::offload::Offload;
 use crate::shutdown::Shutdown;
 
@@ -139,6 +142,7 @@ pub async fn agent(
         chunk: config.store.chunk,
         in_flight: config.store.in_flight,
     };
+    let spool = spool(&config);
     let store = Store::new(clients.store, clock.clone(), offload);
     let node = config.agent.node_name.parse().map_err(|fault| start("agent", fault))?;
     let policy = config.policy().clone();
@@ -158,11 +162,31 @@ pub async fn agent(
             clock: clock.clone(),
             offload,
             place,
+            spool,
         },
         clock,
         offload,
     };
     agent::run(deps, shutdown).await.map_err(|fault| start("agent", fault))
+}
+
+/// Where memory is put that is saved in the background; none where that is not wanted. Without a
+/// folder of it work goes on as without a spool.
+fn spool(config: &Config) -> Option<Spool> {
+    let folder = config.agent.spool.as_ref()?;
+    if config.policy().background == BackgroundPolicy::Never {
+        return None;
+    }
+    let below = folder.strip_prefix("/").unwrap_or(folder);
+    let folder = config.agent.host_root.join(below);
+    match Spool::open(&folder, config.agent.spool_budget) {
+        Ok(spool) => Some(spool),
+        Err(error) => {
+            let folder = folder.display();
+            warn!(%folder, %error, "no spool: memory is not saved in the background");
+            None
+        }
+    }
 }
 
 fn start(service: &'static str, fault: impl std::error::Error + Send + Sync + 'static) -> RunError {

@@ -1,5 +1,5 @@
 //! Benches: how fast an interruption is answered, alone and in a storm, on the real API server; and
-//! how fast a state goes to the store and comes back.
+//! how fast a state goes to the store and comes back, and whether it is there in time.
 
 use std::path::PathBuf;
 
@@ -14,6 +14,8 @@ mod figures;
 mod fleet;
 mod floor;
 mod ground;
+mod link;
+pub mod notice;
 mod ordeal;
 pub mod peers;
 mod post;
@@ -37,6 +39,9 @@ pub enum Bench {
     Save(save::Options),
     /// The same backwards, beside bare GETs.
     Restore(restore::Options),
+    /// Notices to real trainers, by the size of their states, the time of a step and the way to the
+    /// store: who is durable in time, and when they go on.
+    Notice(notice::Options),
     /// A healthy step.
     Step(step::Options),
     /// The workload of the others.
@@ -52,6 +57,7 @@ pub fn run(bench: &Bench) -> anyhow::Result<bool> {
         Bench::Peers(options) => runtime()?.block_on(peers::run(options)),
         Bench::Save(options) => runtime()?.block_on(save::run(options)),
         Bench::Restore(options) => runtime()?.block_on(restore::run(options)),
+        Bench::Notice(options) => runtime()?.block_on(notice::run(options)),
         Bench::Step(options) => runtime()?.block_on(step::run(options)),
         Bench::Workload(role) => save::workload::run(role),
     }

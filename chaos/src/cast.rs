@@ -49,6 +49,8 @@ use crate::world::workloads::Diary;
 
 /// The node that is taken.
 pub const NODE: &str = "gpu-1";
+/// How long a step takes unless that matters.
+pub const PACE: Duration = Duration::from_millis(100);
 /// How long a program takes to end that has a GPU to give back.
 const TEARDOWN: Duration = Duration::from_secs(3);
 
@@ -60,10 +62,14 @@ pub struct Play {
     pub trainers: Vec<Trainer>,
     /// Size of each trainer's state.
     pub bytes: u64,
-    /// Steps that each takes in all, a step each tenth of a second.
+    /// Steps that each takes in all.
     pub steps: u64,
+    /// How long each step takes.
+    pub pace: Duration,
     /// Size of a chunk and of a slot.
-    pub chunk: &'static str,
+    pub chunk: String,
+    /// Settings of our programs beyond the usual, as the environment carries them.
+    pub settings: BTreeMap<String, String>,
     /// What lies between the programs and the bucket.
     pub before_store: Box<dyn Fn(Wire, Agents) -> Wire + Send>,
 }
@@ -104,6 +110,7 @@ pub enum Outage {
 pub struct Cast {
     /// The world.
     pub world: World,
+    folder: PathBuf,
     chronicle: Arc<Mutex<Chronicle>>,
     programs: PathBuf,
     jobs: Arc<Jobs>,
@@ -118,6 +125,7 @@ struct Jobs {
     trainers: Vec<Trainer>,
     bytes: u64,
     steps: u64,
+    pace: Duration,
 }
 
 /// Runs the pods: each container with the command that belongs to it.
@@ -150,8 +158,8 @@ impl Cast {
             programs: programs.to_owned(),
             cluster: "demo".to_owned(),
             store: store.url(),
-            chunk: play.chunk.to_owned(),
-            settings: BTreeMap::new(),
+            chunk: play.chunk.clone(),
+            settings: play.settings.clone(),
             metadata: Metadata::default(),
         };
         let diary = Diary::new(&world);
@@ -159,8 +167,8 @@ impl Cast {
         let mut tasks = JoinSet::new();
         tasks.spawn(crate::chronicle::follow(Arc::clone(&chronicle)));
         tasks.spawn(logs::follow(diary, logs.to_owned()));
-        let Play { trainers, bytes, steps, .. } = play;
-        let jobs = Arc::new(Jobs { trainers, bytes, steps });
+        let Play { trainers, bytes, steps, pace, .. } = play;
+        let jobs = Arc::new(Jobs { trainers, bytes, steps, pace });
         let players = Players {
             processes: Processes::new(logs),
             programs: programs.to_owned(),
@@ -174,6 +182,7 @@ impl Cast {
         tasks.spawn(async move { while behaviours.join_next().await.is_some() {} });
         let mut cast = Self {
             world,
+            folder: folder.to_owned(),
             chronicle,
             programs: programs.to_owned(),
             jobs,
@@ -207,6 +216,11 @@ impl Cast {
         let mut chronicle = self.chronicle.lock().unwrap_or_else(PoisonError::into_inner);
         chronicle.catch_up();
         chronicle.events().to_vec()
+    }
+
+    /// Another node, as a line of a stage.
+    pub fn add_node(&self, node: &str) -> anyhow::Result<()> {
+        Ok(stage::put(&self.world, &self.folder, &line(node))?)
     }
 
     /// The node that a pod of a Job was last bound to.
@@ -330,6 +344,7 @@ impl Jobs {
             ("--seed", seed.to_string()),
             ("--steps", self.steps.to_string()),
             ("--bytes", self.bytes.to_string()),
+            ("--pace", self.pace.as_millis().to_string()),
         ];
         pairs.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]).collect()
     }

@@ -3,6 +3,7 @@
 //! Everything that it prints is read from the records, the bucket, the trainers' own logs and the
 //! simulators' counters.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -16,6 +17,7 @@ use crate::cast::Cast;
 use crate::cast::Ends;
 use crate::cast::NODE;
 use crate::cast::Outage;
+use crate::cast::PACE;
 use crate::cast::Play;
 use crate::cast::Trainer;
 use crate::chronicle::Event;
@@ -97,7 +99,9 @@ fn play() -> Play {
         trainers: TRAINERS.to_vec(),
         bytes: STATE_BYTES,
         steps: STEPS,
-        chunk: "32MiB",
+        pace: PACE,
+        chunk: "32MiB".to_owned(),
+        settings: BTreeMap::new(),
         before_store: Box::new(|store, _| store),
     }
 }

@@ -1,6 +1,7 @@
 //! One trainer of any language, interrupted once over real processes: what it was saved at, where it
 //! went on, and whether it ended as if nothing had happened.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use tokio::time::Instant;
 use crate::cast::Cast;
 use crate::cast::Ends;
 use crate::cast::NODE;
+use crate::cast::PACE;
 use crate::cast::Play;
 use crate::cast::Trainer;
 use crate::checkers;
@@ -77,7 +79,9 @@ pub async fn run(programs: &Path, logs: &Path, work: Work) -> anyhow::Result<See
         trainers: vec![Trainer { job: JOB, options: "hold on-signal", ends: Ends::AtOnce }],
         bytes: work.bytes,
         steps: work.steps,
-        chunk: "1MiB",
+        pace: PACE,
+        chunk: "1MiB".to_owned(),
+        settings: BTreeMap::new(),
         before_store: Box::new(|store, _| store),
     };
     let cast = Cast::new(programs, (folder.path(), logs), play).await?;

@@ -1,6 +1,7 @@
 //! Kills the agent's process, or takes the store away, between two writes of a save, and looks at
 //! what is left.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -19,6 +20,7 @@ use crate::cast::Agents;
 use crate::cast::Cast;
 use crate::cast::Ends;
 use crate::cast::NODE;
+use crate::cast::PACE;
 use crate::cast::Play;
 use crate::cast::Trainer;
 use crate::checkers;
@@ -77,7 +79,9 @@ pub async fn after_write(programs: &Path, victim: Victim, number: u32) -> anyhow
         trainers: vec![Trainer { job: JOB, options: "hold on-signal", ends: Ends::AtOnce }],
         bytes: STATE_BYTES,
         steps: 1_000_000,
-        chunk: "1MiB",
+        pace: PACE,
+        chunk: "1MiB".to_owned(),
+        settings: BTreeMap::new(),
         before_store: Box::new(move |store, agents| lit.before(store, agents)),
     };
     let cast = Cast::new(programs, (folder.path(), &folder.path().join("logs")), play).await?;

@@ -13,6 +13,7 @@ use hyper_util::server::conn::auto;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
 
 use crate::wire::BoxError;
 use crate::wire::Response;
@@ -21,6 +22,7 @@ use crate::wire::call;
 
 mod clients;
 mod listener;
+pub mod tls;
 
 pub use clients::REGION;
 pub use clients::bytes_service;
@@ -51,6 +53,7 @@ pub enum Door {
 #[derive(Debug)]
 pub struct Served {
     address: SocketAddr,
+    scheme: &'static str,
     server: Server,
 }
 
@@ -67,9 +70,21 @@ pub async fn serve(wire: Wire) -> std::io::Result<Served> {
 
 /// Serves a wire on one address.
 pub async fn serve_at(wire: Wire, address: SocketAddr) -> std::io::Result<Served> {
+    serve_behind(Front { wire, tls: None }, address).await
+}
+
+/// Serves a wire on a free port of loopback under TLS, HTTP/1.1 alone as S3 does.
+pub async fn serve_tls(wire: Wire, identity: &tls::Identity) -> std::io::Result<Served> {
+    let front = Front { wire, tls: Some(identity.acceptor()) };
+    serve_behind(front, SocketAddr::from(([127, 0, 0, 1], 0))).await
+}
+
+async fn serve_behind(front: Front, address: SocketAddr) -> std::io::Result<Served> {
+    let scheme = if front.tls.is_some() { "https" } else { "http" };
     let listener = Listener::bind(&Address::Port(address)).await?;
     let address = listener.port()?;
-    Ok(Served { address, server: Server::start(wire, listener, Address::Port(address)) })
+    let server = Server::start(front, listener, Address::Port(address));
+    Ok(Served { address, scheme, server })
 }
 
 /// Serves a wire on a Unix socket, whose folder is made and whose old file is replaced.
@@ -78,7 +93,7 @@ pub async fn serve_at(wire: Wire, address: SocketAddr) -> std::io::Result<Served
 pub async fn serve_socket(wire: Wire, path: &Path) -> std::io::Result<ServedSocket> {
     let address = Address::Socket(path.to_owned());
     let listener = Listener::bind(&address).await?;
-    Ok(ServedSocket { server: Server::start(wire, listener, address) })
+    Ok(ServedSocket { server: Server::start(Front { wire, tls: None }, listener, address) })
 }
 
 impl Served {
@@ -87,9 +102,9 @@ impl Served {
         self.address
     }
 
-    /// The address as a plain HTTP URL, without a trailing slash.
+    /// The address as a URL, without a trailing slash.
     pub fn url(&self) -> String {
-        format!("http://{}", self.address)
+        format!("{}://{}", self.scheme, self.address)
     }
 
     /// Opens, closes or silences it; connections that were open before are broken at once.
@@ -105,6 +120,13 @@ impl ServedSocket {
     }
 }
 
+/// What whoever connects meets.
+#[derive(Clone)]
+struct Front {
+    wire: Wire,
+    tls: Option<TlsAcceptor>,
+}
+
 #[derive(Debug)]
 struct Server {
     door: watch::Sender<Door>,
@@ -112,9 +134,9 @@ struct Server {
 }
 
 impl Server {
-    fn start(wire: Wire, listener: Listener, address: Address) -> Self {
+    fn start(front: Front, listener: Listener, address: Address) -> Self {
         let (door, seen) = watch::channel(Door::Open);
-        Self { door, task: tokio::spawn(run(wire, listener, address, seen)) }
+        Self { door, task: tokio::spawn(run(front, listener, address, seen)) }
     }
 }
 
@@ -124,7 +146,7 @@ impl Drop for Server {
     }
 }
 
-async fn run(wire: Wire, listener: Listener, address: Address, mut door: watch::Receiver<Door>) {
+async fn run(front: Front, listener: Listener, address: Address, mut door: watch::Receiver<Door>) {
     let mut listener = Some(listener);
     loop {
         let now = *door.borrow_and_update();
@@ -140,7 +162,7 @@ async fn run(wire: Wire, listener: Listener, address: Address, mut door: watch::
                 Err(_) => tokio::time::sleep(REBIND).await,
             },
             (Door::Open | Door::Silent, Some(open)) => {
-                if accept(&wire, &open, &mut door).await.is_err() {
+                if accept(&front, &open, &mut door).await.is_err() {
                     return;
                 }
                 listener = Some(open);
@@ -151,7 +173,7 @@ async fn run(wire: Wire, listener: Listener, address: Address, mut door: watch::
 
 /// Takes connections until the door moves; those it took are broken then.
 async fn accept(
-    wire: &Wire,
+    front: &Front,
     listener: &Listener,
     door: &mut watch::Receiver<Door>,
 ) -> Result<(), watch::error::RecvError> {
@@ -165,14 +187,21 @@ async fn accept(
             Some(_) = connections.join_next() => (),
             taken = listener.accept() => match taken {
                 Ok(stream) if silent => held.push(stream),
-                Ok(stream) => drop(connections.spawn(connection(wire.clone(), stream))),
+                Ok(stream) => drop(connections.spawn(connection(front.clone(), stream))),
                 Err(_) => tokio::task::yield_now().await,
             },
         }
     }
 }
 
-async fn connection(wire: Wire, stream: Stream) {
+async fn connection(Front { wire, tls }: Front, stream: Stream) {
+    let stream = match tls {
+        None => stream,
+        Some(tls) => match tls.accept(stream).await {
+            Ok(stream) => Box::new(stream),
+            Err(error) => return tracing::debug!(%error, "no TLS agreed on"),
+        },
+    };
     let service = service_fn(move |request| respond(wire.clone(), request));
     let server = auto::Builder::new(TokioExecutor::new());
     if let Err(error) = server.serve_connection(TokioIo::new(stream), service).await {

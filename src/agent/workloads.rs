@@ -49,6 +49,7 @@ use crate::agent::workloads::stand_in::Coming;
 use crate::clock::Clock;
 use crate::data::scheduler::Direction;
 use crate::data::scheduler::Scheduler;
+use crate::data::spool::Spool;
 use crate::offload::Offload;
 
 /// Orders that may wait to be taken up.
@@ -84,6 +85,8 @@ pub struct Means {
     pub offload: Offload,
     /// Who this agent is.
     pub place: Place,
+    /// Where memory is put that is saved in the background; none where it is not.
+    pub spool: Option<Spool>,
 }
 
 /// A pod whose socket is there.

@@ -135,8 +135,8 @@ pub async fn check_users(client: &Client) -> Result<(), CommandError> {
 fn users(pods: &[PodRow]) -> Vec<String> {
     // Of one that has ended and is not deleted, kubelet has taken the volume already.
     let uses = |pod: &&PodRow| pod.has_volume && (pod.ended().is_none() || pod.deletion.is_some());
-    let users = pods.iter().filter(uses);
-    users.map(|pod| format!("{}/{}", pod.namespace, pod.name)).collect()
+    let using = pods.iter().filter(uses);
+    using.map(|pod| format!("{}/{}", pod.namespace, pod.name)).collect()
 }
 
 fn refusal(users: &[String]) -> CommandError {

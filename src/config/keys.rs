@@ -274,7 +274,7 @@ const KEYS: &[Key] = &[
         "background.enabled",
         "false",
         "`true` or `false`",
-        "Whether work is also saved while nothing is wrong: folders, ports, and workloads of the SDK whose state lies in files. Below half of `agent.bandwidth`. Whoever passes memory through the ring is left alone: it would stand still for as long as the upload takes.",
+        "Whether work is also saved while nothing is wrong: folders, ports, and workloads of the SDK whose state lies in files. Below half of `agent.bandwidth`. Whoever passes memory through the ring is left alone unless there is `agent.spool`: it would stand still for as long as the upload takes.",
     ),
     key(
         "background.every",
@@ -318,6 +318,17 @@ const KEYS: &[Key] = &[
         "Memory lent to workloads for their hand-over, together.",
     ),
     key("agent.slot", "32MiB", "a size, 64KiB to 1GiB", "One slot of a workload's ring."),
+    absent(
+        "agent.spool",
+        "an absolute path",
+        "A folder on the node's own NVMe. With `background.enabled`, memory that passes through the ring is put there first, so that the work goes on while it is stored. Files in it have no name, and are gone with the agent.",
+    ),
+    key(
+        "agent.spoolBudget",
+        "100GiB",
+        "a size, 1MiB to 64TiB",
+        "What may lie in the spool, together. A state that finds no room is not saved in the background this time.",
+    ),
     key("agent.imdsEndpoint", "http://169.254.169.254", "a URL", "The instance metadata service."),
     absent(
         "agent.nvmlLibrary",
@@ -530,6 +541,8 @@ fn agent(reader: &mut Reader) -> Agent {
         bandwidth: reader.optional("agent.bandwidth", bandwidth),
         ring_budget: reader.value("agent.ringBudget", u64::MAX, bytes_within(MIB, 1024 * GIB)),
         slot: reader.value("agent.slot", 0, bytes_within(64 << 10, GIB)),
+        spool: reader.optional("agent.spool", absolute),
+        spool_budget: reader.value("agent.spoolBudget", 0, bytes_within(MIB, 64 * 1024 * GIB)),
         imds_endpoint: reader.value("agent.imdsEndpoint", String::new(), url),
         nvml_library: reader.optional("agent.nvmlLibrary", |text| word(text).map(PathBuf::from)),
         grace: reader.value("agent.grace", NOTICE, within("1s", "1h")),

@@ -139,7 +139,9 @@ async fn receive(
 
 async fn settle(deps: Arc<Deps>, desk: Desk, mut message: Message, hand: OwnedSemaphorePermit) {
     // Thousands wait in a storm, and only the handle is needed once it is read.
-    let read = read(&deps, std::mem::take(&mut message.body), &message.id);
+    let body = std::mem::take(&mut message.body);
+    let read = read(&deps, &body, &message.id);
+    drop(body);
     let in_hand = InHand { message: &message, extends: &desk.extends };
     let outcome = match weigh(&deps, in_hand, read).await {
         Fate::Delete(outcome) => {
@@ -153,7 +155,7 @@ async fn settle(deps: Arc<Deps>, desk: Desk, mut message: Message, hand: OwnedSe
     drop(hand);
 }
 
-fn read(deps: &Deps, body: String, id: &str) -> Option<Reading> {
+fn read(deps: &Deps, body: &str, id: &str) -> Option<Reading> {
     let read = eventbridge::read(body.as_bytes(), &deps.settings.home, deps.clock.now());
     read.inspect_err(|error| {
         metrics::error("eventbridge", error.label());

@@ -13,6 +13,9 @@ use lifeboat_protocol::ring::RingError;
 use lifeboat_protocol::ring::Shape;
 use rustix::fs::FallocateFlags;
 
+/// Bytes that are read and looked at before the next ones come.
+const PIECE: usize = 256 << 10;
+
 /// Memory lent to a workload.
 ///
 /// When the last clone is dropped its pages are given back, even if the workload keeps the
@@ -41,9 +44,22 @@ impl Ring {
         self.shape
     }
 
-    /// Reads the first bytes of a slot.
-    pub fn read(&self, slot: u32, buffer: &mut [u8]) -> io::Result<()> {
-        read_exact_at(self, buffer, self.offset(slot, buffer.len())?)
+    /// Reads the first bytes of a slot, and has each piece looked at as soon as it is there.
+    ///
+    /// A piece is small enough to be still in the processor's cache then.
+    pub fn read(
+        &self,
+        slot: u32,
+        buffer: &mut [u8],
+        mut look: impl FnMut(&[u8]),
+    ) -> io::Result<()> {
+        let mut offset = self.offset(slot, buffer.len())?;
+        for piece in buffer.chunks_mut(PIECE) {
+            read_exact_at(self, piece, offset)?;
+            look(piece);
+            offset += piece.len() as u64;
+        }
+        Ok(())
     }
 
     /// Writes the first bytes of a slot.
@@ -127,10 +143,20 @@ mod tests {
         let ring = ring();
         ring.write(1, b"state").unwrap();
         let mut buffer = [0; 5];
-        ring.read(1, &mut buffer).unwrap();
+        ring.read(1, &mut buffer, |_| ()).unwrap();
         assert_eq!(&buffer, b"state");
-        assert!(ring.read(2, &mut buffer).is_err());
-        assert!(ring.read(0, &mut [0; 4097]).is_err());
+        assert!(ring.read(2, &mut buffer, |_| ()).is_err());
+        assert!(ring.read(0, &mut [0; 4097], |_| ()).is_err());
+    }
+
+    #[test]
+    fn what_is_looked_at_piece_by_piece_is_what_is_read() {
+        let ring = Ring::allocate(Shape::new(2, 1 << 20).unwrap()).unwrap();
+        let state: Vec<u8> = (0..700_001_u32).map(|place| place.to_le_bytes()[0]).collect();
+        ring.write(1, &state).unwrap();
+        let (mut buffer, mut seen) = (vec![0; state.len()], Vec::new());
+        ring.read(1, &mut buffer, |piece| seen.extend_from_slice(piece)).unwrap();
+        assert!(buffer == state && seen == state);
     }
 
     #[test]

@@ -19,6 +19,7 @@ use lifeboat_checkpoint::chunk::CHUNK_MAX;
 use lifeboat_checkpoint::chunk::Chunk;
 use lifeboat_checkpoint::chunk::Content;
 use lifeboat_checkpoint::chunk::Digest;
+use lifeboat_checkpoint::chunk::Naming;
 use lifeboat_checkpoint::manifest::FORMAT;
 use lifeboat_checkpoint::manifest::Holder;
 use lifeboat_checkpoint::manifest::Kind;
@@ -45,6 +46,8 @@ use crate::data::holes::is_hole;
 use crate::data::holes::read_around_holes;
 use crate::data::ring::Ring;
 use crate::data::scheduler::Lane;
+use crate::data::spool::SpoolError;
+use crate::data::spool::Spooled;
 use crate::error::Class;
 use crate::error::Classify;
 use crate::offload::Offload;
@@ -57,7 +60,7 @@ const INLINE_MAX: u64 = 1 << 20;
 const UNDER_WAY_MAX: usize = 256;
 
 /// Most chunks of one rank: its manifest has to name each, and readers bound its size.
-const CHUNKS_MAX: usize = 1 << 19;
+pub const CHUNKS_MAX: usize = 1 << 19;
 
 /// Commits of its own that a life may find in its way, whose answers were lost.
 const OWN_MAX: usize = 3;
@@ -160,6 +163,13 @@ pub enum Source {
     },
     /// In files that nobody may have written since they were looked at, one after the other.
     Files(Arc<[StillFile]>),
+    /// On a disk of ours, from there on.
+    Spool {
+        /// The state's room.
+        room: Arc<Spooled>,
+        /// Where the part begins in it.
+        from: u64,
+    },
 }
 
 /// Bytes in a file that must be what it was when it was looked at.
@@ -267,6 +277,9 @@ pub enum SaveError {
         /// The rank.
         rank: u32,
     },
+    /// There was no room for it on the node's own disk.
+    #[error("the state was not spooled")]
+    Spool(#[source] SpoolError),
     /// The ranks saved different steps.
     #[error("the ranks are at different steps")]
     Steps,
@@ -285,6 +298,7 @@ impl Classify for SaveError {
             | Self::Parts { .. }
             | Self::Gone { .. }
             | Self::Late { .. }
+            | Self::Spool(_)
             | Self::Steps
             | Self::Silent => Class::Permanent,
         }
@@ -299,6 +313,7 @@ impl Classify for SaveError {
             Self::Parts { .. } => "parts",
             Self::Gone { .. } => "gone",
             Self::Late { .. } => "late",
+            Self::Spool(_) => "spool",
             Self::Steps => "steps",
             Self::Silent => "silent",
         }
@@ -538,7 +553,7 @@ async fn take(
 async fn is_zero(means: &Means, part: &Part) -> io::Result<bool> {
     let (source, bytes) = (part.source.clone(), part.bytes);
     let look = move || match &source {
-        Source::Ring { .. } => Ok(false),
+        Source::Ring { .. } | Source::Spool { .. } => Ok(false),
         Source::File { file, from } => is_hole(file, *from, bytes),
         Source::Files(files) => are_holes(files, bytes),
     };
@@ -572,14 +587,25 @@ async fn read(means: &Means, part: &Part) -> io::Result<(Bytes, Chunk)> {
     let mut buffer = means.buffers.take(length);
     let (source, attempt) = (part.source.clone(), means.attempt.name());
     let work = move || {
+        let mut naming = Naming::default();
         match &source {
-            Source::Ring { ring, slot } => ring.read(*slot, &mut buffer)?,
-            Source::File { file, from } => read_around_holes(file, &mut buffer, *from)?,
-            Source::Files(files) => read_still(files, &mut buffer)?,
+            Source::Ring { ring, slot } => {
+                ring.read(*slot, &mut buffer, |piece| naming.take(piece))?;
+            }
+            Source::File { file, from } => {
+                read_around_holes(file, &mut buffer, *from)?;
+                naming.take(&buffer);
+            }
+            Source::Files(files) => {
+                read_still(files, &mut buffer)?;
+                naming.take(&buffer);
+            }
+            Source::Spool { room, from } => {
+                room.read(&mut buffer, *from)?;
+                naming.take(&buffer);
+            }
         }
-        let bytes = buffer.freeze();
-        let chunk = Chunk::of(&bytes, attempt);
-        Ok((bytes, chunk))
+        Ok((buffer.freeze(), naming.chunk(attempt)))
     };
     if part.bytes <= INLINE_MAX { work() } else { means.offload.run(work).await }
 }

@@ -138,6 +138,29 @@ fn the_agent_has_no_right_on_its_node_that_it_does_not_use() {
 }
 
 #[test]
+fn the_spool_is_a_folder_of_the_node_where_one_is_named() {
+    let Some(helm) = helm() else { return };
+    for (values, expected) in [
+        (&[][..], None),
+        (
+            &["config.agent.spool=/mnt/nvme/lifeboat"],
+            Some(("/mnt/nvme/lifeboat", "/host/mnt/nvme/lifeboat")),
+        ),
+    ] {
+        let agent = pod_of(&helm, "DaemonSet", values);
+        let named = |list: &Value, path: &str| {
+            let all = list.as_array().unwrap().iter();
+            all.filter(|one| one["name"] == "spool")
+                .find_map(|one| one.pointer(path).and_then(Value::as_str).map(str::to_owned))
+        };
+        let folder = named(&agent["volumes"], "/hostPath/path");
+        let mount = named(&agent["containers"][0]["volumeMounts"], "/mountPath");
+        let expected = expected.map(|(folder, mount)| (folder.to_owned(), mount.to_owned()));
+        assert_eq!(folder.zip(mount), expected);
+    }
+}
+
+#[test]
 fn the_agents_memory_holds_all_that_it_may_lend_and_is_its_own() {
     let Some(helm) = helm() else { return };
     for (values, expected) in [

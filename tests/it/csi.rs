@@ -169,6 +169,7 @@ fn means() -> Means {
             chunk: 1 << 16,
             in_flight: 1 << 20,
         },
+        spool: None,
     }
 }
 

@@ -27,6 +27,7 @@ use lifeboat::data::history::History;
 use lifeboat::data::history::Owner;
 use lifeboat::data::scheduler::Limits;
 use lifeboat::data::scheduler::Scheduler;
+use lifeboat::data::spool::Spool;
 use lifeboat::offload::Offload;
 use lifeboat_chaos::world::workloads::line::Line;
 use lifeboat_checkpoint::chunk::Chunk;
@@ -58,6 +59,7 @@ use tokio::net::UnixListener;
 use tokio::task::JoinHandle;
 
 mod bucket;
+mod spool;
 
 use bucket::Counting;
 
@@ -75,13 +77,19 @@ struct Node {
 
 impl Node {
     fn new(name: &str, bucket: &Arc<dyn ObjectStore>, clock: &Clock) -> Self {
+        Self::with(name, (bucket, None), clock, None)
+    }
+
+    /// One whose network is known to carry so many bytes a second, and that may have a spool.
+    fn with(
+        name: &str,
+        (bucket, bandwidth): (&Arc<dyn ObjectStore>, Option<u64>),
+        clock: &Clock,
+        spool: Option<Spool>,
+    ) -> Self {
         let store = Store::new(Arc::clone(bucket), clock.clone(), Offload::Inline);
-        let limits = Limits {
-            in_flight: 1 << 20,
-            connections: Some(8),
-            bandwidth: None,
-            ring_budget: 1 << 20,
-        };
+        let limits =
+            Limits { in_flight: 1 << 20, connections: Some(8), bandwidth, ring_budget: 1 << 20 };
         let place = Place {
             cluster: "blue".into(),
             node: name.into(),
@@ -96,6 +104,7 @@ impl Node {
             clock: clock.clone(),
             offload: Offload::Inline,
             place,
+            spool,
         });
         let driver = tokio::spawn(driver.run());
         let folder = tempfile::tempdir().unwrap();

@@ -96,6 +96,7 @@ impl Node {
             clock: clock.clone(),
             offload: Offload::Inline,
             place,
+            spool: None,
         });
         let records = Records::new(root.path(), Offload::Inline);
         let pods = Pods::load(records, workloads.clone(), Bell::new()).await;

@@ -125,6 +125,7 @@ impl Node {
             clock: clock.clone(),
             offload: Offload::Inline,
             place,
+            spool: None,
         });
         Self { workloads, store, clock, driver: tokio::spawn(driver.run()) }
     }

@@ -26,6 +26,7 @@ mod kube_wire;
 mod kubelet_wire;
 mod layers;
 mod names;
+mod notice;
 mod nvml;
 mod program;
 mod rights;

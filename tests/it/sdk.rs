@@ -76,8 +76,14 @@ impl Agent {
         };
         let scheduler = Scheduler::new(limits, store.slow_downs(), Offload::Threads);
         let offload = Offload::Threads;
-        let (workloads, driver) =
-            workloads::registry(Means { store, scheduler, clock: clock.clone(), offload, place });
+        let (workloads, driver) = workloads::registry(Means {
+            store,
+            scheduler,
+            clock: clock.clone(),
+            offload,
+            place,
+            spool: None,
+        });
         Self { workloads, driver: tokio::spawn(driver.run()), clock }
     }
 

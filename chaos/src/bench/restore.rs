@@ -10,6 +10,7 @@ use crate::bench::save;
 use crate::bench::save::Moved;
 use crate::bench::save::Setting;
 use crate::bench::save::Stage;
+use crate::bench::save::Way;
 use crate::bench::save::busy::Busy;
 use crate::bench::save::median;
 use crate::bench::save::row;
@@ -48,7 +49,7 @@ pub(super) async fn run(options: &Options) -> anyhow::Result<bool> {
     let setting = &options.setting;
     say("the machine's own limits …");
     let ground = save::Ground::of(setting);
-    let mut stage = Stage::set(setting, Keep::All).await?;
+    let mut stage = Stage::set(setting, Keep::All, Way::Plain).await?;
     let idle = stage.agent.taken().resident_mib;
     stage.workload.begin().await?;
     let bare = stage.bare_order("bare");
@@ -69,7 +70,7 @@ pub(super) async fn run(options: &Options) -> anyhow::Result<bool> {
     let figures = Figures {
         of_bare: median(&restore) / median(&bare),
         over_seconds: slowest - fits / (0.9 * median(&bare)),
-        agent_mib: save::Mebibytes::of(&stage.agent.taken(), idle, setting),
+        agent_mib: save::Mebibytes::of(&stage.agent, idle, setting)?,
         ground,
         bare,
         restore,

@@ -18,6 +18,7 @@ use crate::bench::program;
 use crate::bench::save;
 use crate::bench::save::Setting;
 use crate::bench::save::Stage;
+use crate::bench::save::Way;
 use crate::bench::save::sink::Keep;
 use crate::bench::screen;
 
@@ -54,7 +55,7 @@ struct Figures {
 
 /// Measures, prints, and answers whether a step takes less than a microsecond and no system call.
 pub(super) async fn run(options: &Options) -> anyhow::Result<bool> {
-    let mut stage = Stage::set(&Setting::small(), Keep::Nothing).await?;
+    let mut stage = Stage::set(&Setting::small(), Keep::Nothing, Way::Plain).await?;
     stage.workload.begin().await?;
     let order = format!("steps {}", options.steps);
     let load = program::load();

@@ -16,6 +16,9 @@ pub const CHUNK_MAX: u64 = 64 << 20;
 /// Size of a chunk where nobody says otherwise.
 pub const CHUNK_DEFAULT: u64 = 32 << 20;
 
+/// What pieces are hashed for that turned out to be zero before one that is not.
+static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+
 /// BLAKE3 of some bytes; 64 hex digits as text.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -151,15 +154,12 @@ pub fn is_zero(bytes: &[u8]) -> bool {
 }
 
 impl Chunk {
-    /// The chunk of these bytes, as this attempt stores it. Costs one pass to look for zeros, and
-    /// one to hash.
+    /// The chunk of these bytes, as this attempt stores it. Costs one pass to hash them; those that
+    /// are zero are looked at twice, unless all are.
     pub fn of(bytes: &[u8], attempt: Attempt) -> Self {
-        let content = if is_zero(bytes) {
-            Content::Zero
-        } else {
-            Content::Stored(Address { attempt, digest: Digest::of(bytes) })
-        };
-        Self { bytes: bytes.len() as u64, content }
+        let mut naming = Naming::default();
+        naming.take(bytes);
+        naming.chunk(attempt)
     }
 
     /// The same bytes, as they were stored before by another attempt.
@@ -190,6 +190,45 @@ impl Chunk {
             Content::Stored(address) => Some(address),
             Content::Zero => None,
         }
+    }
+}
+
+/// Names a chunk piece by piece, so that its bytes can be looked at while the processor has them at
+/// hand.
+#[derive(Debug, Default)]
+pub struct Naming {
+    /// Bytes so far.
+    bytes: u64,
+    /// Of all of them, once one is not zero.
+    hasher: Option<blake3::Hasher>,
+}
+
+impl Naming {
+    /// The next bytes. Pieces of 128 KiB and more are hashed as fast as the whole.
+    pub fn take(&mut self, piece: &[u8]) {
+        if let Some(hasher) = &mut self.hasher {
+            hasher.update(piece);
+        } else if !is_zero(piece) {
+            let mut hasher = blake3::Hasher::new();
+            let mut zeros = self.bytes;
+            while zeros > 0 {
+                let some = zeros.min(ZEROS.len() as u64);
+                // It is no longer than an array.
+                hasher.update(&ZEROS[..usize::try_from(some).unwrap_or(0)]);
+                zeros -= some;
+            }
+            hasher.update(piece);
+            self.hasher = Some(hasher);
+        }
+        self.bytes += piece.len() as u64;
+    }
+
+    /// The chunk of all pieces, as this attempt stores it.
+    pub fn chunk(self, attempt: Attempt) -> Chunk {
+        let content = self.hasher.map_or(Content::Zero, |hasher| {
+            Content::Stored(Address { attempt, digest: Digest(*hasher.finalize().as_bytes()) })
+        });
+        Chunk { bytes: self.bytes, content }
     }
 }
 
@@ -312,6 +351,32 @@ mod tests {
         let found: Vec<_> =
             cuts(&regions, chunk_bytes).map(|cut| (cut.offset, cut.bytes)).collect();
         assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn a_chunk_is_named_the_same_by_its_pieces_and_as_a_whole() {
+        let mut bytes = vec![0; 300_000];
+        let check = |bytes: &[u8]| {
+            for size in [1 << 10, 100_000, 1 << 20] {
+                let mut naming = Naming::default();
+                bytes.chunks(size).for_each(|piece| naming.take(piece));
+                let content = if is_zero(bytes) {
+                    Content::Zero
+                } else {
+                    let digest = Digest(*blake3::hash(bytes).as_bytes());
+                    Content::Stored(Address { attempt: attempt(), digest })
+                };
+                let expected = Chunk { bytes: bytes.len() as u64, content };
+                assert_eq!(naming.chunk(attempt()), expected);
+                assert_eq!(Chunk::of(bytes, attempt()), expected);
+            }
+        };
+        check(&[]);
+        check(&bytes);
+        bytes[299_999] = 1;
+        check(&bytes);
+        bytes[0] = 1;
+        check(&bytes);
     }
 
     #[test]

@@ -146,7 +146,7 @@ pub enum BackgroundPolicy {
     /// Nothing.
     #[default]
     Never,
-    /// Whatever can be taken without a ring.
+    /// Whatever can be taken without being held up for as long as an upload takes.
     Every {
         /// How long after the last save, at least.
         pause: Duration,

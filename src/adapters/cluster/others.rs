@@ -32,7 +32,7 @@ whole! {
     Deployments: "Deployment", "apps", "deployments", NamespaceResourceScope
 }
 whole! {
-    /// DaemonSets: our agents, and aws-node-termination-handler on each node.
+    /// `DaemonSet`s: our agents, and aws-node-termination-handler on each node.
     DaemonSets: "DaemonSet", "apps", "daemonsets", NamespaceResourceScope
 }
 whole! {

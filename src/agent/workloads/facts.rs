@@ -38,7 +38,8 @@ impl Registry {
             size: Some(sizes).filter(|sizes| *sizes > 0).or(saved),
             step_time: said().filter_map(|one| one.step_time).max(),
             stall: life.and_then(|life| life.stall),
-            background_since: life.and_then(Life::background_since),
+            background_since: life
+                .and_then(|life| life.background_since(self.means.spool.as_ref())),
             quiet: quiet(life, said()),
             terminating: said().filter_map(|one| one.terminating).map(|(at, _)| at).min(),
             restore: life.map_or(Restore::No, restore),

@@ -160,7 +160,7 @@ pub(super) fn failure(error: &SaveError) -> Failure {
         }
         | SaveError::Late { .. }
         | SaveError::Silent => Failure::TooLate,
-        SaveError::Part(_) | SaveError::Commit { .. } => Failure::Store,
+        SaveError::Part(_) | SaveError::Commit { .. } | SaveError::Spool(_) => Failure::Store,
         SaveError::Superseded { .. } => Failure::Superseded,
         SaveError::HandOver { .. } | SaveError::Parts { .. } => Failure::HandOver,
         SaveError::Gone { .. } | SaveError::Steps => Failure::Rank,

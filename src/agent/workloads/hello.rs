@@ -300,7 +300,7 @@ impl Registry {
                 agent: concat!("lifeboat ", env!("CARGO_PKG_VERSION")).to_owned(),
                 newest: None,
                 park: notice.map(|notice| frames::notice(&self.means.clock, &notice)),
-                background: false,
+                background: self.means.spool.is_some(),
             };
             self.say(number, ToWorkload::Welcome(welcome));
         }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::Mutex;
 use std::time::Duration;
 
 use lifeboat_domain::deadline::Deadline;
@@ -28,6 +29,7 @@ use crate::agent::workloads::saving;
 use crate::agent::workloads::session::State;
 use crate::data::save::Committed;
 use crate::data::save::Stock;
+use crate::data::spool::Spool;
 
 /// Numbers the lives that this agent has met.
 pub(super) type LifeId = u64;
@@ -249,6 +251,8 @@ pub(super) struct Save {
     pub(super) again: u32,
     /// How long the workload stands still for it.
     pub(super) stand: Stand,
+    /// When the last byte of the last rank was taken, so that it was told to go on.
+    pub(super) taken: Arc<Mutex<Option<Instant>>>,
 }
 
 /// How long a workload stands still for a save.
@@ -262,6 +266,8 @@ pub(super) struct Stand {
     pub(super) ended: Option<Instant>,
     /// Whether any of it went through a ring.
     pub(super) by_ring: bool,
+    /// When the last byte of it was taken.
+    pub(super) taken: Option<Instant>,
 }
 
 impl Stand {
@@ -276,7 +282,8 @@ impl Stand {
             Mode::Directory => Duration::ZERO,
             Mode::Http => span(self.told, self.begun),
             Mode::Sdk | Mode::Sigterm | Mode::None | Mode::Unknown => {
-                span(self.begun, if self.by_ring { Some(now) } else { self.ended })
+                let taken = self.taken.or(Some(now));
+                span(self.begun, if self.by_ring { taken } else { self.ended })
             }
         }
     }
@@ -336,15 +343,15 @@ impl Life {
         }
     }
 
-    /// Since when it could be saved in the background; none if it cannot, or nobody knows: what goes
-    /// through a ring would hold it up for as long as the upload takes.
-    pub(super) fn background_since(&self) -> Option<jiff::Timestamp> {
-        let by_files = match (self.speaker, self.passage) {
+    /// Since when it could be saved in the background; none if it cannot, or nobody knows: without a
+    /// spool, what goes through a ring would hold it up for as long as the upload takes.
+    pub(super) fn background_since(&self, spool: Option<&Spool>) -> Option<jiff::Timestamp> {
+        let goes_on = match (self.speaker, self.passage) {
             (Speaker::StandIn, _) | (Speaker::Itself, Passage::Files) => true,
-            (Speaker::Itself, Passage::Ring | Passage::Unknown) => false,
+            (Speaker::Itself, Passage::Ring | Passage::Unknown) => spool.is_some(),
         };
         let claimed = matches!(self.standing, Standing::Claimed(_));
-        let may = by_files && claimed && self.identity.job_key.is_some();
+        let may = goes_on && claimed && self.identity.job_key.is_some();
         may.then(|| self.saved.map_or(self.tried_at, |saved| saved.at.max(self.tried_at)))
     }
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::PoisonError;
 use std::time::Duration;
 
 use lifeboat_checkpoint::manifest::Holder;
@@ -234,8 +235,8 @@ impl Registry {
         let stage = Stage::Gathering { until: self.agree_by(deadline) };
         let began = self.means.clock.now();
         let (number, excuse) = (self.number(), FailReason::NoAnswer);
-        let stand = Stand::default();
-        let save = Save { number, purpose, deadline, began, stage, excuse, again: 0, stand };
+        let (stand, taken) = (Stand::default(), Arc::default());
+        let save = Save { number, purpose, deadline, began, stage, excuse, again: 0, stand, taken };
         self.set(id, Deed::Saving(save));
         self.gather(id);
     }
@@ -319,6 +320,9 @@ impl Registry {
         // What the program itself asked for is nobody's to order.
         let ordered = self.lives.get(&id).and_then(|life| self.wanted(life)).is_none();
         let (go, wait) = watch::channel(ordered);
+        if let Some(Life { deed: Deed::Saving(save), .. }) = self.lives.get_mut(&id) {
+            save.taken = Arc::default();
+        }
         let Some(saving) = self.saving(id, wait) else { return };
         let task =
             Task(self.tasks.spawn(async move { Done::Saved(id, number, saving.run(lines).await) }));
@@ -346,6 +350,10 @@ impl Registry {
                 Direction::Save
             }
         };
+        let spool = match save.purpose {
+            Purpose::Background => self.means.spool.clone(),
+            Purpose::Insurance | Purpose::Ending | Purpose::Interruption | Purpose::Unknown => None,
+        };
         Some(Saving {
             save: save.number,
             means: self.save_means(life, by)?,
@@ -353,6 +361,8 @@ impl Registry {
             scheduler: self.means.scheduler.clone(),
             demand: self.demand(life, direction, save.deadline)?,
             chunk: self.means.place.chunk,
+            spool,
+            taken: Arc::clone(&save.taken),
             go,
         })
     }
@@ -450,7 +460,8 @@ impl Registry {
             return;
         }
         let (purpose, deadline, began) = (save.purpose, save.deadline, save.began);
-        let stand = save.stand;
+        let mut stand = save.stand;
+        stand.taken = *save.taken.lock().unwrap_or_else(PoisonError::into_inner);
         if self.all_are(id, State::Finishing) {
             return self.on_saved_before_the_end(id, result);
         }
@@ -557,6 +568,7 @@ impl Registry {
             | SaveError::HandOver { .. }
             | SaveError::Parts { .. }
             | SaveError::Late { .. }
+            | SaveError::Spool(_)
             | SaveError::Steps
             | SaveError::Silent => self.fail(id, frames::fail_reason(error)),
         }

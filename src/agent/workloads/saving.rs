@@ -4,6 +4,8 @@ use std::collections::VecDeque;
 use std::io;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::PoisonError;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering;
@@ -36,6 +38,9 @@ use crate::data::save::Stored;
 use crate::data::scheduler::Demand;
 use crate::data::scheduler::Lent;
 use crate::data::scheduler::Scheduler;
+use crate::data::spool::Spool;
+use crate::data::spool::SpoolError;
+use crate::data::spool::Spooled;
 
 /// Frames of one rank that may wait for its save. More than that is more than it was lent.
 pub(super) const WAITING_MAX: usize = 1100;
@@ -118,6 +123,10 @@ pub(super) struct Saving {
     pub(super) demand: Demand,
     /// Largest chunk.
     pub(super) chunk: u64,
+    /// Where what comes through a ring is put first, so that the workload can go on.
+    pub(super) spool: Option<Spool>,
+    /// When the last byte of a rank was taken.
+    pub(super) taken: Arc<Mutex<Option<Instant>>>,
     /// Whether storing may begin.
     pub(super) go: watch::Receiver<bool>,
 }
@@ -133,6 +142,15 @@ enum Ended {
     NoRing(RingError),
     /// None was free before the time was over.
     Late,
+    /// It could not be spooled.
+    NoRoom(SpoolError),
+    /// What it handed over is not what it said.
+    Refused {
+        /// Where in its stream.
+        offset: u64,
+        /// What the system said.
+        source: io::Error,
+    },
 }
 
 /// What of a rank is still to be taken.
@@ -146,11 +164,29 @@ struct Tally {
     told: AtomicBool,
 }
 
+/// What of a rank lies on the disk.
+#[derive(Debug, Default)]
+struct Spooling {
+    room: Option<Arc<Spooled>>,
+    bytes: u64,
+    /// They are stored once all are there, so that the workload need not wait for that.
+    parts: Vec<Part>,
+}
+
 /// Where a rank's parts go.
 struct Feed<'a> {
     parts: mpsc::Sender<Part>,
     tally: &'a Tally,
     total: u64,
+}
+
+impl Feed<'_> {
+    async fn all(&self, parts: Vec<Part>) -> Result<(), mpsc::error::SendError<Part>> {
+        for part in parts {
+            self.parts.send(part).await?;
+        }
+        Ok(())
+    }
 }
 
 impl Saving {
@@ -187,6 +223,8 @@ impl Saving {
                 }
                 Ended::Gone => Err(gone()),
                 Ended::Late => Err(SaveError::Late { rank }),
+                Ended::NoRoom(error) => Err(SaveError::Spool(error)),
+                Ended::Refused { offset, source } => Err(SaveError::HandOver { offset, source }),
                 Ended::NoRing(error) => {
                     Err(SaveError::HandOver { offset: 0, source: io::Error::other(error) })
                 }
@@ -227,6 +265,7 @@ impl Saving {
     async fn feed(&self, line: &mut RankLine, feed: Feed<'_>) -> Ended {
         let mut lending = pin!(self.scheduler.lend(feed.total, self.chunk));
         let mut lent: Option<Lent> = None;
+        let mut spooling = Spooling::default();
         let until = Instant::now() + self.means.by.left(self.means.clock.now());
         loop {
             let said = tokio::select! {
@@ -260,8 +299,10 @@ impl Saving {
                     let Some(Lent { ring, .. }) = &lent else { return Ended::Gone };
                     feed.tally.full.fetch_add(1, Ordering::Relaxed);
                     let source = Source::Ring { ring: ring.clone(), slot };
-                    if feed.parts.send(Part { offset, bytes, source }).await.is_err() {
-                        return Ended::Gone;
+                    let part = Part { offset, bytes, source };
+                    let fed = self.feed_slot(&line.mouth, (&feed, &mut spooling), part).await;
+                    if let Err(ended) = fed {
+                        return ended;
                     }
                 }
                 Some(FromRank::Piece { offset, file }) => {
@@ -270,20 +311,70 @@ impl Saving {
                     }
                 }
                 Some(FromRank::Files(parts)) => {
-                    for part in parts {
-                        if feed.parts.send(part).await.is_err() {
-                            return Ended::Gone;
-                        }
+                    if feed.all(parts).await.is_err() {
+                        return Ended::Gone;
                     }
                 }
                 // What is missing then is missing in the stream, and seen there.
                 Some(FromRank::End | FromRank::Begin { .. }) => {
                     feed.tally.ended.store(true, Ordering::Relaxed);
-                    return Ended::Whole(lent);
+                    self.tell_if_taken(&line.mouth, feed.tally);
+                    let lent = lent.filter(|_| spooling.parts.is_empty());
+                    let fed = feed.all(spooling.parts).await;
+                    return fed.map_or(Ended::Gone, |()| Ended::Whole(lent));
                 }
                 None => return Ended::Gone,
             }
         }
+    }
+
+    /// Passes a slot on, or puts its bytes on the disk and gives it back at once.
+    async fn feed_slot(
+        &self,
+        mouth: &Mouth,
+        (feed, spooling): (&Feed<'_>, &mut Spooling),
+        part: Part,
+    ) -> Result<(), Ended> {
+        let Some(spool) = &self.spool else {
+            return feed.parts.send(part).await.map_err(|_| Ended::Gone);
+        };
+        self.put_by(spool, spooling, (&part, feed.total)).await?;
+        self.freed(mouth, &part, feed.tally);
+        Ok(())
+    }
+
+    /// Puts a slot's bytes on the disk, behind those that lie there. Room for the whole state is
+    /// made for the first of them.
+    async fn put_by(
+        &self,
+        spool: &Spool,
+        spooling: &mut Spooling,
+        (part, total): (&Part, u64),
+    ) -> Result<(), Ended> {
+        let room = match &spooling.room {
+            Some(room) => Arc::clone(room),
+            None => {
+                let spool = spool.clone();
+                let made = self.means.offload.run(move || spool.room(total)).await;
+                Arc::clone(spooling.room.insert(Arc::new(made.map_err(Ended::NoRoom)?)))
+            }
+        };
+        let (offset, bytes, from) = (part.offset, part.bytes, spooling.bytes);
+        let refused = |source| Ended::Refused { offset, source };
+        let fits = bytes > 0 && bytes <= self.chunk && spooling.parts.len() < save::CHUNKS_MAX;
+        let Source::Ring { ring, slot } = part.source.clone() else { return Ok(()) };
+        let length = usize::try_from(bytes).ok().filter(|_| fits);
+        let length = length.ok_or_else(|| refused(io::ErrorKind::InvalidInput.into()))?;
+        let (mut buffer, into) = (self.means.buffers.take(length), Arc::clone(&room));
+        let copy = move || -> io::Result<_> {
+            ring.read(slot, &mut buffer, |_| ())?;
+            into.write(&buffer, from)?;
+            Ok(buffer.freeze())
+        };
+        self.means.buffers.give(self.means.offload.run(copy).await.map_err(refused)?);
+        spooling.parts.push(Part { offset, bytes, source: Source::Spool { room, from } });
+        spooling.bytes += bytes;
+        Ok(())
     }
 
     /// A piece is cut as a stream of its own.
@@ -318,6 +409,9 @@ impl Saving {
     fn tell_if_taken(&self, mouth: &Mouth, tally: &Tally) {
         let taken = tally.ended.load(Ordering::Relaxed) && tally.full.load(Ordering::Relaxed) == 0;
         if taken && !tally.told.swap(true, Ordering::Relaxed) {
+            let mut last = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+            *last = Some(Instant::now());
+            drop(last);
             say(mouth, ToWorkload::Taken(SaveId { save: self.save }));
         }
     }

@@ -117,12 +117,9 @@ fn policy(policy: Option<&Value>) -> Vec<Finding> {
             "allow `events.amazonaws.com` sqs:SendMessage for your rules, as eventbridge/ does",
         )];
     };
-    let statements = match &policy["Statement"] {
-        Value::Array(all) => all.iter().collect(),
-        one => vec![one],
-    };
-    let allowed: Vec<&Value> =
-        statements.into_iter().filter(|one| one["Effect"] == "Allow").collect();
+    let statements = &policy["Statement"];
+    let statements = statements.as_array().map_or(std::slice::from_ref(statements), Vec::as_slice);
+    let allowed: Vec<&Value> = statements.iter().filter(|one| one["Effect"] == "Allow").collect();
     let mut findings = Vec::new();
     let by_events = |one: &&&Value| {
         texts(&one["Principal"]["Service"]).contains(&"events.amazonaws.com")
@@ -171,7 +168,8 @@ fn does(statement: &Value, action: &str) -> bool {
 fn texts(value: &Value) -> Vec<&str> {
     match value {
         Value::Array(all) => all.iter().filter_map(Value::as_str).collect(),
-        one => one.as_str().into_iter().collect(),
+        Value::String(one) => vec![one],
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::Object(_) => Vec::new(),
     }
 }
 

@@ -69,9 +69,11 @@ fn moments(record: &NodeInterruption) -> Vec<Moment> {
 fn signal(signal: &Signal) -> Vec<Moment> {
     let Signal { kind, source, heard_by, .. } = signal;
     let more = [&signal.action, &signal.state, &signal.detail];
-    let more: String = more.into_iter().flatten().map(|text| format!(", {text}")).collect();
+    let said: Vec<&str> = std::iter::once(kind.as_str())
+        .chain(more.into_iter().flatten().map(String::as_str))
+        .collect();
     vec![
-        (signal.time, format!("EC2 says: {kind}{more}")),
+        (signal.time, format!("EC2 says: {}", said.join(", "))),
         (signal.heard_at, format!("heard by `{heard_by}` ({source})")),
     ]
 }

@@ -15,7 +15,7 @@ const LOOK: Duration = Duration::from_millis(700);
 /// What tells the pods of one owner apart, by the labels that its controllers put on them: which
 /// part, which Job of that part, which pod of that Job.
 ///
-/// Source: JobSet, Kubeflow training operator, KubeRay and Kubernetes, well-known labels.
+/// Source: `JobSet`, Kubeflow training operator, `KubeRay` and Kubernetes, well-known labels.
 const ROLES: [&str; 9] = [
     "jobset.sigs.k8s.io/replicatedjob-name",
     "jobset.sigs.k8s.io/job-index",

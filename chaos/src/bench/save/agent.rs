@@ -16,13 +16,15 @@ use tokio::time::Instant;
 
 use crate::bench::program::Taken;
 use crate::bench::save::Setting;
+use crate::bench::save::Store;
+use crate::bench::save::bound::Bound;
 use crate::crew::ApiServer;
 use crate::crew::Crew;
 use crate::crew::Metadata;
 use crate::world::kubelet::csi;
 use crate::world::kubelet::csi::Publish;
 
-/// Memory that the agent may lend, in MiB.
+/// Memory that the agent may lend, in MiB, unless said otherwise.
 pub(in crate::bench) const RING_MIB: u64 = 512;
 /// An address at which nobody listens.
 const NOBODY: &str = "http://127.0.0.1:9";
@@ -36,20 +38,26 @@ pub(in crate::bench) struct Agent {
     _child: Child,
     pid: u32,
     root: TempDir,
+    bound: Option<Bound>,
 }
 
 impl Agent {
     /// Starts the program, and returns once the pod's socket is there.
     pub(in crate::bench) async fn start(
         program: &Path,
-        endpoint: &str,
+        store: &Store,
         setting: &Setting,
     ) -> anyhow::Result<Self> {
         let root = tempfile::tempdir()?;
         let log = File::create(root.path().join("agent.log"))?;
-        let child = Command::new(program)
+        let bound = setting.limit_mib.map(Bound::new).transpose()?;
+        let command = match &bound {
+            Some(bound) => bound.command(program),
+            None => std::process::Command::new(program),
+        };
+        let child = Command::from(command)
             .arg("agent")
-            .envs(environment(root.path(), endpoint, setting))
+            .envs(environment(root.path(), store, setting))
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
@@ -57,7 +65,7 @@ impl Agent {
             .spawn()
             .with_context(|| format!("{} was not started", program.display()))?;
         let pid = child.id().context("the agent ended at once")?;
-        let agent = Self { _child: child, pid, root };
+        let agent = Self { _child: child, pid, root, bound };
         agent.publish().await?;
         Ok(agent)
     }
@@ -70,6 +78,11 @@ impl Agent {
     /// What it has taken so far.
     pub(in crate::bench) fn taken(&self) -> Taken {
         Taken::of(self.pid)
+    }
+
+    /// The most memory that its cgroup was ever charged, in MiB; none without one.
+    pub(in crate::bench) fn charged_mib(&self) -> anyhow::Result<Option<f64>> {
+        self.bound.as_ref().map(Bound::peak_mib).transpose()
     }
 
     async fn publish(&self) -> anyhow::Result<()> {
@@ -104,11 +117,11 @@ fn target() -> String {
     format!("/var/lib/kubelet/pods/{POD}/volumes/kubernetes.io~csi/boat/mount")
 }
 
-fn environment(root: &Path, endpoint: &str, setting: &Setting) -> BTreeMap<String, String> {
+fn environment(root: &Path, store: &Store, setting: &Setting) -> BTreeMap<String, String> {
     let crew = Crew {
         programs: PathBuf::new(),
         cluster: "bench".to_owned(),
-        store: endpoint.to_owned(),
+        store: store.endpoint.clone(),
         chunk: format!("{}MiB", setting.chunk_mib),
         settings: BTreeMap::new(),
         metadata: Metadata::default(),
@@ -119,11 +132,12 @@ fn environment(root: &Path, endpoint: &str, setting: &Setting) -> BTreeMap<Strin
         ("LIFEBOAT_AGENT_NODE_NAME", "bench".to_owned()),
         ("LIFEBOAT_AGENT_HOST_ROOT", root.display().to_string()),
         ("LIFEBOAT_AGENT_IMDS_ENDPOINT", NOBODY.to_owned()),
-        ("LIFEBOAT_AGENT_RING_BUDGET", format!("{RING_MIB}MiB")),
+        ("LIFEBOAT_AGENT_RING_BUDGET", format!("{}MiB", setting.ring_mib)),
         ("LIFEBOAT_AGENT_SLOT", format!("{}MiB", setting.chunk_mib)),
         ("LIFEBOAT_STORE_CONNECTIONS", setting.connections.to_string()),
         ("LIFEBOAT_STORE_IN_FLIGHT", format!("{in_flight}MiB")),
     ];
     environment.extend(own.map(|(name, value)| (name.to_owned(), value)));
+    environment.extend(store.trusts());
     environment
 }

@@ -4,11 +4,18 @@ use std::io::Read;
 use std::io::Write;
 use std::net::TcpListener;
 use std::net::TcpStream;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crc_fast::CrcAlgorithm;
+use rustls::ClientConfig;
+use rustls::ClientConnection;
+use rustls::ServerConnection;
+use rustls::StreamOwned;
 use serde::Serialize;
 use tokio::time::Instant;
+
+use crate::serve::tls::Identity;
 
 /// Bytes that each is measured over: more than a cache holds.
 const BYTES: usize = 256 << 20;
@@ -23,6 +30,8 @@ pub(super) struct Limits {
     crc64nvme: f64,
     /// One connection, and a thread at each end.
     loopback: f64,
+    /// The same under TLS.
+    tls: f64,
 }
 
 /// Measures them, each the best of three.
@@ -39,6 +48,7 @@ pub(super) fn measure() -> Limits {
             std::hint::black_box(crc_fast::checksum(CrcAlgorithm::Crc64Nvme, &from));
         }),
         loopback: best(|| loopback(&from).unwrap_or_default()),
+        tls: best(|| tls(&from).unwrap_or_default()),
     }
 }
 
@@ -47,8 +57,8 @@ impl Limits {
     pub(super) fn line(&self) -> String {
         format!(
             "this machine, GB/s: memcpy {:.1}, BLAKE3 {:.1}, CRC64NVME {:.1}, one loopback \
-             connection {:.1}",
-            self.memcpy, self.blake3, self.crc64nvme, self.loopback
+             connection {:.1}, under TLS {:.1}",
+            self.memcpy, self.blake3, self.crc64nvme, self.loopback, self.tls
         )
     }
 }
@@ -69,6 +79,31 @@ fn loopback(bytes: &[u8]) -> std::io::Result<()> {
     let listener = TcpListener::bind(("127.0.0.1", 0))?;
     let mut out = TcpStream::connect(listener.local_addr()?)?;
     let (mut back, _) = listener.accept()?;
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            let mut buffer = vec![0; BLOCK];
+            while back.read(&mut buffer).is_ok_and(|count| count > 0) {}
+        });
+        for block in bytes.chunks(BLOCK) {
+            out.write_all(block)?;
+        }
+        drop(out);
+        Ok(())
+    })
+}
+
+fn tls(bytes: &[u8]) -> anyhow::Result<()> {
+    let identity = Identity::new()?;
+    let ring = Arc::new(rustls::crypto::ring::default_provider());
+    let client = ClientConfig::builder_with_provider(ring)
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(identity.roots()?)
+        .with_no_client_auth();
+    let client = ClientConnection::new(Arc::new(client), "localhost".try_into()?)?;
+    let listener = TcpListener::bind(("127.0.0.1", 0))?;
+    let mut out = StreamOwned::new(client, TcpStream::connect(listener.local_addr()?)?);
+    let (back, _) = listener.accept()?;
+    let mut back = StreamOwned::new(ServerConnection::new(identity.server())?, back);
     std::thread::scope(|scope| {
         scope.spawn(move || {
             let mut buffer = vec![0; BLOCK];

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
 use std::sync::PoisonError;
-use std::time::Duration;
 
 use anyhow::ensure;
 use base64::Engine;
@@ -23,10 +22,11 @@ use http_body::Frame;
 use http_body_util::BodyExt;
 use http_body_util::StreamBody;
 use lifeboat::clock::Clock;
-use tokio::time::Instant;
 
+use crate::bench::link::Link;
 use crate::serve;
 use crate::serve::Served;
+use crate::serve::tls::Identity;
 use crate::wire;
 use crate::wire::Body;
 use crate::wire::BoxError;
@@ -39,8 +39,6 @@ use crate::world::World;
 /// One object in so many has its checksum computed: the store's processor time is not what is
 /// measured.
 const CHECKED_EACH: u64 = 16;
-/// How far ahead of its rate a shaped store may be before it waits.
-const AHEAD: Duration = Duration::from_millis(2);
 /// What every checksum is sent as.
 const CRC64NVME: &str = "x-amz-checksum-crc64nvme";
 
@@ -62,7 +60,7 @@ pub(in crate::bench) struct Sink {
 #[derive(Debug)]
 struct Shelf {
     keep: Keep,
-    bytes_per_second: Option<f64>,
+    link: Link,
     state: Mutex<State>,
 }
 
@@ -71,19 +69,24 @@ struct State {
     objects: u64,
     wrong: u64,
     kept: BTreeMap<String, Vec<Bytes>>,
-    /// When the line of a shaped store is free again.
-    free_at: Instant,
 }
 
 impl Sink {
     /// Serves it, at a rate in Gbit/s or as fast as it goes.
-    pub(in crate::bench) async fn serve(gbit: Option<f64>, keep: Keep) -> anyhow::Result<Self> {
+    pub(in crate::bench) async fn serve(
+        gbit: Option<f64>,
+        keep: Keep,
+        identity: Option<&Identity>,
+    ) -> anyhow::Result<Self> {
         let world = World::new(Clock::system(), 1);
         let behind = wire::s3::s3(world);
-        let state = State { objects: 0, wrong: 0, kept: BTreeMap::new(), free_at: Instant::now() };
-        let bytes_per_second = gbit.map(|gbit| gbit * 1e9 / 8.0);
-        let shelf = Arc::new(Shelf { keep, bytes_per_second, state: Mutex::new(state) });
-        let served = serve::serve(front(Arc::clone(&shelf), behind)).await?;
+        let state = State { objects: 0, wrong: 0, kept: BTreeMap::new() };
+        let shelf = Arc::new(Shelf { keep, link: Link::new(gbit), state: Mutex::new(state) });
+        let front = front(Arc::clone(&shelf), behind);
+        let served = match identity {
+            Some(identity) => serve::serve_tls(front, identity).await?,
+            None => serve::serve(front).await?,
+        };
         Ok(Self { served, shelf })
     }
 
@@ -138,7 +141,7 @@ impl Shelf {
         while let Some(frame) = body.frame().await {
             let Ok(bytes) = frame?.into_data() else { continue };
             length += bytes.len() as u64;
-            self.travel(bytes.len()).await;
+            self.link.travel(bytes.len()).await;
             if let Some(digest) = &mut digest {
                 digest.update(&bytes);
             }
@@ -167,29 +170,13 @@ impl Shelf {
         let line = Arc::clone(self);
         let frames = stream::unfold((line, object.into_iter()), |(line, mut rest)| async move {
             let bytes = rest.next()?;
-            line.travel(bytes.len()).await;
+            line.link.travel(bytes.len()).await;
             Some((Ok(Frame::data(bytes)), (line, rest)))
         });
         let mut response =
             answer(StatusCode::OK, BodyExt::boxed(StreamBody::new(Box::pin(frames))));
         response.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(length));
         response
-    }
-
-    /// Waits until so many bytes have passed the line of a shaped store.
-    async fn travel(&self, bytes: usize) {
-        let Some(rate) = self.bytes_per_second else { return };
-        let now = Instant::now();
-        let there = {
-            let mut state = self.state();
-            #[expect(clippy::cast_precision_loss, reason = "a frame is small")]
-            let takes = Duration::from_secs_f64(bytes as f64 / rate);
-            state.free_at = state.free_at.max(now) + takes;
-            state.free_at
-        };
-        if there > now + AHEAD {
-            tokio::time::sleep_until(there - AHEAD).await;
-        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -1,7 +1,7 @@
 //! The workload: a process with a state in memory that does as it is told, a line at a time.
 
 use std::io::BufRead;
-use std::path::Path;
+use std::ops::Range;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -42,6 +42,7 @@ use tokio::time::Instant;
 
 use crate::bench::program::Taken;
 use crate::bench::save::PATIENCE;
+use crate::bench::save::Place;
 use crate::bench::save::Setting;
 use crate::bench::screen;
 use crate::bench::step;
@@ -68,6 +69,9 @@ pub struct Role {
     /// It begins with nothing of its own, and is filled by what is restored.
     #[arg(long)]
     empty: bool,
+    /// Its bytes are made up whenever they are read, and held nowhere.
+    #[arg(long, conflicts_with = "empty")]
+    made_up: bool,
 }
 
 /// The process, seen from the bench.
@@ -80,22 +84,24 @@ pub(in crate::bench) struct Workload {
 
 impl Workload {
     /// Starts one with a state, which it makes up first.
-    pub(in crate::bench) fn start(socket: &Path, setting: &Setting) -> anyhow::Result<Self> {
-        Self::spawn(socket, setting, &[])
+    pub(in crate::bench) fn start(place: &Place, setting: &Setting) -> anyhow::Result<Self> {
+        let made_up: &[&str] = if setting.made_up { &["--made-up"] } else { &[] };
+        Self::spawn(place, setting, made_up)
     }
 
     /// Starts one with room for a state.
-    pub(in crate::bench) fn empty(socket: &Path, setting: &Setting) -> anyhow::Result<Self> {
-        Self::spawn(socket, setting, &["--empty"])
+    pub(in crate::bench) fn empty(place: &Place, setting: &Setting) -> anyhow::Result<Self> {
+        Self::spawn(place, setting, &["--empty"])
     }
 
-    fn spawn(socket: &Path, setting: &Setting, flags: &[&str]) -> anyhow::Result<Self> {
+    fn spawn(place: &Place, setting: &Setting, flags: &[&str]) -> anyhow::Result<Self> {
         let mut child = Command::new(std::env::current_exe()?)
+            .envs(place.trusts())
             .args(["bench", "workload"])
             .args(["--bytes", &setting.bytes.to_string()])
             .args(["--chunk", &(setting.chunk_mib << 20).to_string()])
             .arg("--socket")
-            .arg(socket)
+            .arg(&place.socket)
             .args(flags)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -222,12 +228,14 @@ impl Trainee {
 
     /// Puts the same bytes as they are, so many objects at a time.
     fn bare(&self, endpoint: &str, connections: usize) -> anyhow::Result<Duration> {
-        let (store, bytes) = (bare_store(endpoint)?, &self.state.own);
+        let (store, state) = (bare_store(endpoint)?, &self.state);
         let chunk = usize::try_from(self.role.chunk)?;
-        let puts = (0..bytes.len()).step_by(chunk).map(|start| {
-            let part = bytes.slice(start..bytes.len().min(start + chunk));
+        let puts = (0..state.bytes).step_by(chunk).map(|start| {
             let store = &store;
-            async move { store.put(&bare_key(start), part.into()).await.map(drop) }
+            async move {
+                let part = state.part(start..state.bytes.min(start + chunk));
+                store.put(&bare_key(start), part.into()).await.map(drop)
+            }
         });
         timed(stream::iter(puts).buffer_unordered(connections).try_collect::<()>())
     }
@@ -289,23 +297,31 @@ struct State {
 impl State {
     fn new(role: &Role) -> anyhow::Result<Self> {
         let bytes = usize::try_from(role.bytes)?;
-        let mut own = vec![0; if role.empty { 0 } else { bytes }];
-        let mut drawn = fastrand::Rng::with_seed(SEED);
-        own.chunks_mut(BLOCK).for_each(|block| drawn.fill(block));
+        let mut own = vec![0; if role.empty || role.made_up { 0 } else { bytes }];
+        own.chunks_mut(BLOCK).enumerate().for_each(|(number, block)| draw(number, block));
         // Touched, as a program's memory is that has built its model.
         let back = vec![1; if role.empty { bytes } else { 0 }];
         Ok(Self { bytes, own: own.into(), salt: AtomicU64::new(0), back: Mutex::new(back) })
     }
 
+    /// Bytes of it, made up where they are held nowhere.
+    fn part(&self, place: Range<usize>) -> Bytes {
+        if self.own.is_empty() {
+            let mut part = vec![0; place.len()];
+            make_up(place.start, &mut part);
+            return part.into();
+        }
+        self.own.slice(place)
+    }
+
     /// Checks that what came back is what was made up, as it was saved at a step.
     fn is_that_of(&self, step: u64, chunk: usize) -> anyhow::Result<Duration> {
         let begun = Instant::now();
-        let mut drawn = fastrand::Rng::with_seed(SEED);
         let mut expected = vec![0; BLOCK];
         let back = self.back.lock().unwrap_or_else(PoisonError::into_inner);
         for (number, block) in back.chunks(BLOCK).enumerate() {
             let expected = &mut expected[..block.len()];
-            drawn.fill(expected);
+            draw(number, expected);
             if (number * BLOCK).is_multiple_of(chunk) {
                 salted(expected, step);
             }
@@ -326,7 +342,10 @@ impl Memory for State {
 
     fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), Busy> {
         let start = usize::try_from(offset).map_err(|_| Busy)?;
-        into.copy_from_slice(&self.own[start..start + into.len()]);
+        match self.own.get(start..start + into.len()) {
+            Some(own) => into.copy_from_slice(own),
+            None => make_up(start, into),
+        }
         salted(into, self.salt.load(Ordering::Relaxed));
         Ok(())
     }
@@ -336,6 +355,29 @@ impl Memory for State {
         let mut back = self.back.lock().unwrap_or_else(PoisonError::into_inner);
         back[start..start + from.len()].copy_from_slice(from);
         Ok(())
+    }
+}
+
+/// The bytes of one block.
+fn draw(number: usize, block: &mut [u8]) {
+    fastrand::Rng::with_seed(SEED + number as u64).fill(block);
+}
+
+/// The bytes from a place on.
+pub(super) fn make_up(mut start: usize, mut into: &mut [u8]) {
+    let mut block = Vec::new();
+    while !into.is_empty() {
+        let (number, skipped) = (start / BLOCK, start % BLOCK);
+        let length = (BLOCK - skipped).min(into.len());
+        let (own, rest) = into.split_at_mut(length);
+        if skipped == 0 {
+            draw(number, own);
+        } else {
+            block.resize(BLOCK, 0);
+            draw(number, &mut block);
+            own.copy_from_slice(&block[skipped..skipped + length]);
+        }
+        (into, start) = (rest, start + length);
     }
 }
 

@@ -79,7 +79,7 @@ impl Filling {
         let (place, bytes) = (slot.slot, usize::try_from(slot.bytes).map_err(io::Error::other)?);
         let copy = move || {
             let mut buffer = vec![0; bytes];
-            ring.read(place, &mut buffer)?;
+            ring.read(place, &mut buffer, |_| ())?;
             let mut rest = buffer.as_slice();
             for (file, from, bytes) in files {
                 let (own, others) = rest.split_at(bytes);

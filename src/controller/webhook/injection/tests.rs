@@ -15,6 +15,7 @@ fn pod(annotations: &Value) -> Value {
     })
 }
 
+#[expect(clippy::unnecessary_wraps, reason = "as the injection takes it")]
 fn job() -> Result<JobKey, String> {
     Ok(KEY.parse().unwrap())
 }
