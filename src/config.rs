@@ -170,7 +170,7 @@ pub struct Agent {
     pub ring_budget: u64,
     /// Bytes of one slot of a ring.
     pub slot: u64,
-    /// A folder on the node's own NVMe, for memory that is saved in the background.
+    /// A folder on the node's own `NVMe`, for memory that is saved in the background.
     pub spool: Option<PathBuf>,
     /// Bytes that may lie there, together.
     pub spool_budget: u64,

@@ -1,4 +1,4 @@
-//! The spool: room on the node's own NVMe for what is saved while nothing is wrong.
+//! The spool: room on the node's own `NVMe` for what is saved while nothing is wrong.
 //!
 //! Whoever passes memory through a ring stands still until its last byte is taken. Taken to the
 //! spool, that lasts as long as a disk takes; to the bucket it goes from there, at its own pace. The

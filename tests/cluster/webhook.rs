@@ -249,7 +249,7 @@ fn template(company: &Company, mode: &str) -> Value {
     json!({"metadata": {"labels": labels, "annotations": annotations}, "spec": spec})
 }
 
-/// KubeRay's definition, as far as a name is concerned.
+/// `KubeRay`'s definition, as far as a name is concerned.
 async fn define_ray(objects: &Objects) {
     let schema = json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true});
     let definition = json!({

@@ -109,8 +109,8 @@ async fn an_interruption_that_is_watched_shows_its_progress_until_its_reader_goe
         world.update(|state| state.cluster.put(INTERRUPTION, record));
     };
     stored(1);
-    let served = serve(kube::wire(&world, "tester")).await.unwrap();
-    let server = format!("--set=kubernetes.server={}", served.url());
+    let stand_in = serve(kube::wire(&world, "tester")).await.unwrap();
+    let server = format!("--set=kubernetes.server={}", stand_in.url());
     let told = nowhere(&[&server, "status", "gpu-1"]);
     tokio::task::block_in_place(|| {
         check(&told, 0, &["INSTANCE", "Draining", "TIME"]);

@@ -73,8 +73,8 @@ fn the_inference_server_ends_within_its_grace_and_that_within_the_notice() {
     let pods = pods();
     let server = pods.iter().find(|pod| pod.kind == "Deployment").unwrap();
     let container = &server.spec["containers"][0];
-    let arguments = container["args"].as_array().unwrap().iter().filter_map(Value::as_str);
-    let timeout = arguments.filter_map(|one| one.strip_prefix("--shutdown-timeout=")).next();
+    let mut arguments = container["args"].as_array().unwrap().iter().filter_map(Value::as_str);
+    let timeout = arguments.find_map(|one| one.strip_prefix("--shutdown-timeout="));
     let timeout: u64 = timeout.unwrap().parse().unwrap();
     let leaves = container["lifecycle"]["preStop"]["sleep"]["seconds"].as_u64().unwrap();
     let grace = server.spec["terminationGracePeriodSeconds"].as_u64().unwrap();

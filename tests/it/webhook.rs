@@ -82,7 +82,8 @@ async fn a_pod_is_answered_with_a_patch_that_gives_it_what_it_needs() {
     assert_eq!(response["patchType"], "JSONPatch");
     let patch = STANDARD.decode(response["patch"].as_str().unwrap()).unwrap();
     let mut patched = pod.clone();
-    json_patch::patch(&mut patched, &serde_json::from_slice(&patch).unwrap()).unwrap();
+    let patch: json_patch::Patch = serde_json::from_slice(&patch).unwrap();
+    json_patch::patch(&mut patched, &patch).unwrap();
     assert_eq!(patched["spec"]["volumes"][0]["csi"]["driver"], "lifeboat.dev");
     assert_eq!(patched["metadata"]["annotations"]["lifeboat.dev/job-key"], "job-1");
 

@@ -300,8 +300,8 @@ impl Saving {
                     feed.tally.full.fetch_add(1, Ordering::Relaxed);
                     let source = Source::Ring { ring: ring.clone(), slot };
                     let part = Part { offset, bytes, source };
-                    let fed = self.feed_slot(&line.mouth, (&feed, &mut spooling), part).await;
-                    if let Err(ended) = fed {
+                    let passed = self.feed_slot(&line.mouth, (&feed, &mut spooling), part);
+                    if let Err(ended) = passed.await {
                         return ended;
                     }
                 }
@@ -320,8 +320,8 @@ impl Saving {
                     feed.tally.ended.store(true, Ordering::Relaxed);
                     self.tell_if_taken(&line.mouth, feed.tally);
                     let lent = lent.filter(|_| spooling.parts.is_empty());
-                    let fed = feed.all(spooling.parts).await;
-                    return fed.map_or(Ended::Gone, |()| Ended::Whole(lent));
+                    let passed = feed.all(spooling.parts).await;
+                    return passed.map_or(Ended::Gone, |()| Ended::Whole(lent));
                 }
                 None => return Ended::Gone,
             }
@@ -351,13 +351,12 @@ impl Saving {
         spooling: &mut Spooling,
         (part, total): (&Part, u64),
     ) -> Result<(), Ended> {
-        let room = match &spooling.room {
-            Some(room) => Arc::clone(room),
-            None => {
-                let spool = spool.clone();
-                let made = self.means.offload.run(move || spool.room(total)).await;
-                Arc::clone(spooling.room.insert(Arc::new(made.map_err(Ended::NoRoom)?)))
-            }
+        let room = if let Some(room) = &spooling.room {
+            Arc::clone(room)
+        } else {
+            let spool = spool.clone();
+            let made = self.means.offload.run(move || spool.room(total)).await;
+            Arc::clone(spooling.room.insert(Arc::new(made.map_err(Ended::NoRoom)?)))
         };
         let (offset, bytes, from) = (part.offset, part.bytes, spooling.bytes);
         let refused = |source| Ended::Refused { offset, source };

@@ -121,41 +121,40 @@ pub(super) struct State {
 }
 
 /// Has a node taken, and looks until everything that was saved goes on.
-pub(super) async fn interrupt(programs: &Path, logs: &Path, case: &Case) -> anyhow::Result<Seen> {
+pub(super) async fn interrupt(programs: &Path, logs: &Path, trial: &Case) -> anyhow::Result<Seen> {
     let folder = tempfile::tempdir()?;
-    let plan = format!("s3 503 method PUT path /chunks/ chance {}", case.refused);
-    let faults = Faults::new(plan.parse::<Plan>()?, case.seed);
-    let play = case.play(&faults);
-    let cast = Cast::new(programs, (folder.path(), logs), play).await?;
+    let refusals = format!("s3 503 method PUT path /chunks/ chance {}", trial.refused);
+    let faults = Faults::new(refusals.parse::<Plan>()?, trial.seed);
+    let cast = Cast::new(programs, (folder.path(), logs), trial.play(&faults)).await?;
     let training = tokio::time::timeout(START, cast.all_training()).await;
     training.context("not all trainers began to train")?;
     cast.add_node(SPARE)?;
-    tokio::time::sleep(case.after).await;
-    let jobs = &JOBS[..case.load.trainers];
+    tokio::time::sleep(trial.after).await;
+    let jobs = &JOBS[..trial.load.trainers];
     ensure!(jobs.iter().all(|job| cast.node_of(job).as_deref() == Some(NODE)), "not on one node");
-    let noticed = case.announce(&cast);
-    let states = follow(&cast, logs, case, noticed).await;
+    let noticed = trial.announce(&cast);
+    let seen = follow(&cast, logs, trial, noticed).await;
     let broken = cast.world.read(checkers::bucket).iter().map(ToString::to_string).collect();
     cast.end().await;
-    Ok(case.judge(states, faults.log().len(), broken))
+    Ok(trial.judge(seen, faults.log().len(), broken))
 }
 
 /// Looks until all is over; takes the instance where that is sooner than was said.
-async fn follow(cast: &Cast, logs: &Path, case: &Case, noticed: Timestamp) -> Vec<State> {
+async fn follow(cast: &Cast, logs: &Path, trial: &Case, told_at: Timestamp) -> Vec<State> {
     let (begun, instance) = (Instant::now(), cast.instance_of(NODE));
     loop {
         tokio::time::sleep(Duration::from_millis(200)).await;
         let since = begun.elapsed();
-        if since >= case.taken && case.taken < case.window {
-            cast.world.update(|state| state.instances.take(&instance, noticed + case.taken));
+        if since >= trial.taken && trial.taken < trial.window {
+            cast.world.update(|state| state.instances.take(&instance, told_at + trial.taken));
         }
-        let states = look(cast, logs, case, noticed);
+        let states = look(cast, logs, trial, told_at);
         let gone_on = |state: &&State| state.resumed.is_some();
         let saved = states.iter().filter(|state| state.durable.is_some()).count();
         let resumed = states.iter().filter(gone_on).count();
         let all = resumed == states.len();
-        let all_that_can = since > case.taken && resumed >= saved;
-        if all || all_that_can || since > case.taken + AFTER {
+        let all_that_can = since > trial.taken && resumed >= saved;
+        if all || all_that_can || since > trial.taken + AFTER {
             return states;
         }
     }
@@ -270,9 +269,9 @@ fn received(inner: Wire) -> Wire {
 }
 
 /// What became of each trainer so far.
-fn look(cast: &Cast, logs: &Path, case: &Case, noticed: Timestamp) -> Vec<State> {
+fn look(cast: &Cast, logs: &Path, trial: &Case, noticed: Timestamp) -> Vec<State> {
     let events = cast.events();
-    let state = |job: &&str| {
+    let look_at = |job: &&str| {
         let mut state = State::default();
         let committed = events.iter().find_map(|event| match &event.what {
             What::Committed(commit) if commit.kind == Kind::Save && commit.pod.starts_with(job) => {
@@ -287,7 +286,7 @@ fn look(cast: &Cast, logs: &Path, case: &Case, noticed: Timestamp) -> Vec<State>
         state.hear(&diary(logs, job), noticed);
         state
     };
-    JOBS[..case.load.trainers].iter().map(state).collect()
+    JOBS[..trial.load.trainers].iter().map(look_at).collect()
 }
 
 /// All that the pods of a Job wrote into their logs.
@@ -295,7 +294,7 @@ fn diary(logs: &Path, job: &str) -> Vec<Value> {
     let files = std::fs::read_dir(logs).into_iter().flatten().flatten();
     let own = files.filter(|file| {
         let name = file.file_name().to_string_lossy().into_owned();
-        name.starts_with(job) && name.ends_with(".jsonl")
+        name.starts_with(job) && Path::new(&name).extension().is_some_and(|kind| kind == "jsonl")
     });
     let texts = own.map(|file| std::fs::read_to_string(file.path()).unwrap_or_default());
     texts

@@ -1,6 +1,7 @@
 //! One run: a server, nodes and a queue of its own, and one of those who are compared on it.
 
 use std::fs;
+use std::ops::Range;
 use std::path::Path;
 use std::time::Duration;
 
@@ -40,6 +41,8 @@ use crate::world::queue;
 
 /// How long a notice may take that is sent alone.
 const ALONE: Duration = Duration::from_mins(1);
+/// The rests between notices that come one after another.
+const RESTS: Range<Duration> = Duration::from_millis(200)..Duration::from_millis(2_200);
 
 /// Everything that takes part.
 pub(super) struct Stage {
@@ -185,7 +188,7 @@ impl Stage {
     /// nobody's clock ticks with ours.
     async fn one_by_one(&self, office: &Office) -> anyhow::Result<()> {
         for number in 0..self.fleet.nodes {
-            tokio::time::sleep(Duration::from_millis(fastrand::u64(200..2_200))).await;
+            tokio::time::sleep(floor::drawn(&RESTS)).await;
             office.post.send(number)?;
             office.witness.all(number + 1, ALONE).await;
         }
@@ -195,7 +198,7 @@ impl Stage {
     async fn bare_loop(&self, witness: &Witness, nodes_at_once: usize) -> anyhow::Result<Row> {
         let (client, load) = (self.ground.client().await?, program::load());
         let passes = match nodes_at_once {
-            1 => floor::one_by_one(&client, &self.fleet, witness).await?,
+            1 => floor::one_by_one(&client, (&self.fleet, witness), RESTS).await?,
             _ => floor::measure(&client, &self.fleet, witness).await?,
         };
         let best =
