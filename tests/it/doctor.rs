@@ -456,6 +456,14 @@ async fn faults_beside_karpenter_are_found() {
         fixture.put(resource::NODE_POOL, pool("3m"));
     })
     .await;
+    check(Health::Red, "NodePool `gpu` starts its nodes tainted", |fixture| {
+        let mut pool = pool("15m");
+        let taint = json!({"key": "lifeboat.dev/agent-not-ready", "effect": "NoSchedule"});
+        pool["spec"]["template"]["spec"]["startupTaints"] = json!([taint]);
+        fixture.put(resource::NODE_POOL, pool);
+        fixture.config.push_str("mode = \"observe\"\n");
+    })
+    .await;
     check(Health::Red, "`karpenter.mode` is `none`", |fixture| {
         fixture.config.push_str("karpenter.mode = \"none\"\n");
     })

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use lifeboat_domain::policy::KarpenterMode;
+use lifeboat_domain::policy::OperatingMode;
 use lifeboat_domain::signal::NOTICE;
 use serde_json::Value;
 
@@ -18,6 +19,7 @@ use crate::adapters::cluster::overlays::Overlays;
 use crate::adapters::cluster::pods::PodRow;
 use crate::adapters::cluster::pools::Pools;
 use crate::config::Config;
+use crate::crd::marks as our;
 
 /// The label by which charts name what they install.
 const NAME: &str = "app.kubernetes.io/name";
@@ -100,6 +102,9 @@ pub(super) fn pools(
                 findings.push(Finding::green(format!("{} NodePools leave the time", pools.len())));
             }
             findings.extend(pools.iter().filter_map(auto_mode));
+            if config.policy().mode == OperatingMode::Observe {
+                findings.extend(pools.iter().filter_map(closed));
+            }
             findings
         }
     }
@@ -118,6 +123,17 @@ fn short(pool: &Object<Pools>, least: Duration) -> Option<Finding> {
                  that much before it",
                 humantime::format_duration(least)
             ),
+        )
+    })
+}
+
+/// A pool whose nodes start closed, while nobody opens them.
+fn closed(pool: &Object<Pools>) -> Option<Finding> {
+    let taints = pool.spec.template["spec"]["startupTaints"].as_array()?;
+    taints.iter().any(|taint| taint["key"] == our::AGENT_NOT_READY).then(|| {
+        Finding::red(
+            format!("NodePool `{}` starts its nodes tainted, and `mode` is `observe`", pool.name()),
+            "leave the startup taint out until `mode` is `protect`: nothing takes it off before",
         )
     })
 }
