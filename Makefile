@@ -5,13 +5,17 @@ CARGO ?= cargo
 ALL := --workspace --exclude lifeboat-ec2 --no-default-features
 RELEASE := target/release
 
-.PHONY: demo demo-python test lint build cluster-build cluster-up cluster-down cluster-test peers-build
+.PHONY: demo demo-cluster demo-python test lint build cluster-build cluster-up cluster-down cluster-test peers-build
 
 build:
 	$(CARGO) build --release $(ALL) --bins --lib --examples
 
 demo: build
 	$(RELEASE)/chaos demo $(ARGS)
+
+# The same on real nodes, as root: Lifeboat installed by its chart, pods that kubelet runs.
+demo-cluster: cluster-build build
+	$(RELEASE)/chaos demo --cluster
 
 # The same with trainers of NumPy, through the Python SDK.
 demo-python: build
@@ -31,6 +35,7 @@ cluster-build:
 	@tests/cluster/build
 	@tests/cluster/helm/build
 	@tests/cluster/definitions/build || [ $$? = 3 ]
+	@tests/cluster/node/build || [ $$? = 3 ]
 
 cluster-up: cluster-build build
 	$(RELEASE)/chaos cluster up --karpenter $(ARGS)

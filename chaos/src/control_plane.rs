@@ -16,12 +16,12 @@ use crate::control_plane::identity::Identity;
 use crate::control_plane::layout::Layout;
 
 pub mod audit;
+pub(crate) mod child;
 pub mod cloud;
 pub mod identity;
 pub mod stages;
 
 mod certificates;
-mod child;
 mod commands;
 mod definitions;
 mod layout;
@@ -216,6 +216,11 @@ impl ControlPlane {
     /// A kubeconfig of somebody else, whose token is good for a day.
     pub async fn kubeconfig_of(&self, who: &Identity) -> Result<PathBuf, ControlPlaneError> {
         identity::kubeconfig_of(&self.client, &self.layout, who).await
+    }
+
+    /// The kubeconfig of a kubelet: `node-0`, `node-1` or `node-2`, which are its nodes' names.
+    pub fn kubeconfig_of_node(&self, node: &str) -> PathBuf {
+        self.layout.kubeconfig_of(node)
     }
 
     /// A client of somebody else.

@@ -27,6 +27,7 @@ use crate::demo::verdict::Row;
 use crate::world::instances::NoticeAction;
 use crate::world::instances::announce::Announcement;
 
+pub mod real;
 mod screen;
 mod verdict;
 

@@ -88,6 +88,10 @@ enum Command {
     },
     /// Shows one whole interruption, with the production programs as processes.
     Demo {
+        /// The same on real nodes: Lifeboat installed by its chart, pods that kubelet runs. It needs
+        /// root, and what `make cluster-build` builds.
+        #[arg(long, conflicts_with_all = ["json", "logs"])]
+        cluster: bool,
         /// Writes the same as data.
         #[arg(long)]
         json: Option<PathBuf>,
@@ -120,7 +124,8 @@ fn main() -> ExitCode {
             let after = Duration::from_millis(after);
             interrupt(&programs, &logs, Work { bytes, steps, after })
         }
-        Command::Demo { json, logs } => show(json, logs),
+        Command::Demo { cluster: true, .. } => show_on_nodes(),
+        Command::Demo { cluster: false, json, logs } => show(json, logs),
     };
     match done {
         Ok(code) => code,
@@ -197,6 +202,13 @@ fn interrupt(programs: &Path, logs: &Path, work: Work) -> anyhow::Result<ExitCod
     let seen = runtime.block_on(interrupt::run(programs, logs, work))?;
     print(&serde_json::to_string_pretty(&seen)?);
     Ok(code(seen.is_well()))
+}
+
+fn show_on_nodes() -> anyhow::Result<ExitCode> {
+    let program = std::env::current_exe().context("this program has no path")?;
+    let programs = program.parent().context("this program lies in no folder")?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(demo::real::run(programs)).map(code)
 }
 
 fn show(json: Option<PathBuf>, logs: Option<PathBuf>) -> anyhow::Result<ExitCode> {

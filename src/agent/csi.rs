@@ -27,6 +27,7 @@ use crate::agent::records::PodRecord;
 use crate::agent::workloads::Fill;
 use crate::error::Chain;
 
+pub mod authority;
 pub mod serve;
 pub mod socket;
 pub mod wire;
@@ -92,7 +93,7 @@ impl Csi {
     pub async fn serve(self, listeners: Listeners) {
         let answer = move |request: Request| self.clone().answer(request);
         let driver = serve::serve(listeners.driver, answer.clone());
-        let registration = serve::serve(listeners.registration, answer);
+        let registration = serve::serve_registration(listeners.registration, answer);
         futures::join!(driver, registration);
     }
 
@@ -142,6 +143,8 @@ impl Csi {
         &self,
         asked: &wire::NodePublishVolumeRequest,
     ) -> Result<wire::NodePublishVolumeResponse, Status> {
+        whole(&asked.volume_id)?;
+        asks_for_a_folder(asked)?;
         let pod = pod(asked)?;
         let target = self.host.target(&asked.target_path, Some(pod.pod.uid.as_str()))?;
         let refused = |error: io::Error| {
@@ -170,6 +173,7 @@ impl Csi {
         &self,
         asked: &wire::NodeUnpublishVolumeRequest,
     ) -> Result<wire::NodeUnpublishVolumeResponse, Status> {
+        whole(&asked.volume_id)?;
         let target = self.host.target(&asked.target_path, None)?;
         self.pods.vacated(&asked.target_path).await;
         self.pods.unmounted(&asked.target_path);
@@ -215,7 +219,9 @@ impl Host {
         let (uid, volume) = parts.ok_or_else(refused)?;
         let volume = volume.strip_prefix(VOLUMES).and_then(|rest| rest.strip_prefix('/'));
         let mount = volume.and_then(|rest| rest.split_once('/'));
-        let is_mount = mount.is_some_and(|(name, rest)| !name.is_empty() && rest == "mount");
+        // Kubelet calls the last part `mount`; the interface leaves it to whoever calls.
+        let is_mount =
+            mount.is_some_and(|(name, rest)| ![name, rest].contains(&"") && !rest.contains('/'));
         let is_own = pod.is_none_or(|pod| pod == uid);
         if path.starts_with('/') && plain && is_mount && is_own {
             Ok(self.path(path))
@@ -250,6 +256,24 @@ fn driver_info(_: &wire::GetPluginInfoRequest) -> wire::GetPluginInfoResponse {
 
 fn probe(_: &wire::ProbeRequest) -> wire::ProbeResponse {
     wire::ProbeResponse { ready: Some(wire::BoolValue { value: true }) }
+}
+
+/// A call without a volume's name is not kubelet's.
+fn whole(volume: &str) -> Result<(), Status> {
+    match volume {
+        "" => Err(Status::invalid_argument("the call names no volume")),
+        _ => Ok(()),
+    }
+}
+
+fn asks_for_a_folder(asked: &wire::NodePublishVolumeRequest) -> Result<(), Status> {
+    match asked.volume_capability {
+        None => Err(Status::invalid_argument("the call does not say what kind of volume it wants")),
+        Some(wire::VolumeCapability { block: Some(_) }) => {
+            Err(Status::invalid_argument("the volume is a folder, and never a block device"))
+        }
+        Some(wire::VolumeCapability { block: None }) => Ok(()),
+    }
 }
 
 /// The pod that kubelet says the volume is for.
@@ -311,6 +335,17 @@ mod tests {
             assert!(host.target(path, None).is_err(), "{path}");
         }
         assert!(host.target(TARGET, Some("another")).is_err());
+    }
+
+    #[test]
+    fn a_volume_is_a_folder() {
+        let mut asked = wire::NodePublishVolumeRequest::default();
+        assert!(asks_for_a_folder(&asked).is_err());
+        asked.volume_capability = Some(wire::VolumeCapability { block: None });
+        assert!(asks_for_a_folder(&asked).is_ok());
+        let block = Some(wire::BlockVolume {});
+        asked.volume_capability = Some(wire::VolumeCapability { block });
+        assert!(asks_for_a_folder(&asked).is_err());
     }
 
     #[test]

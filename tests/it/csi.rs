@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
 use lifeboat::adapters::store::Store;
 use lifeboat::agent::bell::Bell;
 use lifeboat::agent::csi::Csi;
+use lifeboat::agent::csi::DRIVER;
 use lifeboat::agent::csi::Host;
 use lifeboat::agent::csi::REGISTRATION;
 use lifeboat::agent::csi::SOCKET;
@@ -26,6 +28,8 @@ use lifeboat::offload::Offload;
 use object_store::memory::InMemory;
 use prost::Message;
 use tempfile::TempDir;
+use tokio::io::AsyncReadExt;
+use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 use tokio::task::JoinHandle;
 use tonic::Code;
@@ -37,6 +41,9 @@ use tonic_prost::ProstCodec;
 
 pub(crate) const TARGET: &str =
     "/var/lib/kubelet/pods/8f7a/volumes/kubernetes.io~csi/lifeboat-socket/mount";
+
+/// How long an answer may take.
+const SOON: Duration = Duration::from_secs(20);
 
 struct Node {
     root: TempDir,
@@ -110,6 +117,7 @@ pub(crate) async fn publish_at(
         volume_id: "csi-1".to_owned(),
         target_path: target.to_owned(),
         volume_context: said.collect(),
+        volume_capability: Some(wire::VolumeCapability { block: None }),
         secrets: BTreeMap::new(),
         readonly: false,
     };
@@ -181,6 +189,46 @@ pub(crate) const POD: [(&str, &str); 6] = [
     ("lifeboat.dev/checkpoint", "sdk"),
     ("lifeboat.dev/job-key", "job-1"),
 ];
+
+/// The headers of a call of `GetInfo` as kubelet 1.35.4 sends it, taken down from its socket: as its
+/// authority it names the path of ours, `%2Fvar%2Flib%2Fkubelet%2Fplugins_registry%2F…`.
+const REAL_HEADERS: &[&str] = &[
+    "8386459c62ba2d98d558598c84d83498f52fb4b31909b06931ea63115392a94f41a854587b8ec545868346a8",
+    "b0f5b632d054aa2c35d16cc6a91158598c84d9e95161f2b58599741c9d7f5f8b1d75d0620d263d4c4d65647a",
+    "8a9acac8b4c7602bbccae240027465864d833505b11f408e9acac8b0c842d6958b510f21aa9b839bd9ab4089",
+    "9acac8b24d494f6a7f867df784cb76ff",
+];
+
+#[tokio::test]
+async fn a_real_kubelets_call_is_answered_though_its_authority_is_none() {
+    let node = Node::new().await;
+    let mut call = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00".to_vec();
+    call.extend(b"\x00\x00\x94\x01\x04\x00\x00\x00\x01");
+    let headers = REAL_HEADERS.concat();
+    call.extend(
+        (0..headers.len())
+            .step_by(2)
+            .map(|at| u8::from_str_radix(&headers[at..at + 2], 16).unwrap()),
+    );
+    // One empty message, which ends the request.
+    call.extend(b"\x00\x00\x05\x00\x01\x00\x00\x00\x01\x00\x00\x00\x00\x00");
+    let mut kubelet = UnixStream::connect(node.root.path().join(REGISTRATION)).await.unwrap();
+    // In pieces, as a stream may bring it.
+    for piece in call.chunks(50) {
+        kubelet.write_all(piece).await.unwrap();
+        tokio::task::yield_now().await;
+    }
+    let mut answer = Vec::new();
+    let named = |answer: &[u8]| answer.windows(DRIVER.len()).any(|at| at == DRIVER.as_bytes());
+    while !named(&answer) {
+        let read = tokio::time::timeout(SOON, kubelet.read_buf(&mut answer)).await;
+        assert_ne!(
+            read.expect("an answer in time").unwrap(),
+            0,
+            "the call was refused: {answer:?}"
+        );
+    }
+}
 
 #[tokio::test(start_paused = true)]
 async fn kubelet_is_told_what_to_register() {

@@ -25,15 +25,15 @@ const END: Duration = Duration::from_secs(10);
 const LOOK: Duration = Duration::from_millis(25);
 
 /// A program with its arguments and what is added to its environment.
-pub(super) struct Program {
-    pub(super) path: PathBuf,
-    pub(super) arguments: Vec<OsString>,
-    pub(super) environment: Vec<(&'static str, OsString)>,
-    pub(super) folder: PathBuf,
+pub(crate) struct Program {
+    pub(crate) path: PathBuf,
+    pub(crate) arguments: Vec<OsString>,
+    pub(crate) environment: Vec<(&'static str, OsString)>,
+    pub(crate) folder: PathBuf,
 }
 
 /// A running program; dropping it kills it.
-pub(super) struct Child {
+pub(crate) struct Child {
     name: &'static str,
     log: PathBuf,
     process: std::process::Child,
@@ -44,7 +44,7 @@ type Request = (Command, mpsc::Sender<std::io::Result<std::process::Child>>);
 
 impl Child {
     /// Starts `program`; what it says goes to the end of `log`.
-    pub(super) fn spawn(
+    pub(crate) fn spawn(
         name: &'static str,
         program: Program,
         log: &Path,
@@ -98,7 +98,7 @@ impl Child {
         }
     }
 
-    pub(super) fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.process.id()
     }
 }

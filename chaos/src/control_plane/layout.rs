@@ -38,6 +38,9 @@ const STATIC: &[(&str, &str, &str)] = &[
     ("scheduler", "system:kube-scheduler", ""),
     // It stands for kubelets of any number, which no flow control holds back as one.
     ("kwok", "kwok", "system:masters"),
+    ("node-0", "system:node:node-0", "system:nodes"),
+    ("node-1", "system:node:node-1", "system:nodes"),
+    ("node-2", "system:node:node-2", "system:nodes"),
 ];
 
 impl Layout {

@@ -9,6 +9,7 @@ use http::StatusCode;
 use http::header::CONNECTION;
 use http::request::Parts;
 use jiff::Timestamp;
+use serde_json::Value;
 use serde_json::json;
 
 use crate::wire::BoxError;
@@ -27,6 +28,11 @@ use crate::world::instances::events::seconds;
 const TOKEN_PATH: &str = "/latest/api/token";
 const TOKEN: &str = "x-aws-ec2-metadata-token";
 const TOKEN_TTL: &str = "x-aws-ec2-metadata-token-ttl-seconds";
+
+/// The role of every instance's profile.
+const ROLE: &str = "node";
+/// How long its credentials are good for.
+const CREDENTIALS: Duration = Duration::from_mins(6 * 60);
 
 /// The longest life of a token, in seconds.
 ///
@@ -119,8 +125,25 @@ fn item_of(instance: &Instance, item: &str, now: Timestamp) -> Option<String> {
             let since = instance.rebalance?;
             Some(json!({ "noticeTime": seconds(since) }).to_string())
         }
+        "iam/security-credentials/" => Some(ROLE.to_owned()),
+        _ if item.strip_prefix("iam/security-credentials/") == Some(ROLE) => {
+            Some(credentials(now).to_string())
+        }
         _ => None,
     }
+}
+
+/// The instance's role, good for some hours.
+fn credentials(now: Timestamp) -> Value {
+    json!({
+        "Code": "Success",
+        "Type": "AWS-HMAC",
+        "LastUpdated": seconds(now),
+        "AccessKeyId": "ASIAEXAMPLE",
+        "SecretAccessKey": "demo",
+        "Token": "demo",
+        "Expiration": seconds(now + CREDENTIALS),
+    })
 }
 
 fn identity(world: &World, instance: &Instance) -> String {

@@ -7,6 +7,8 @@ use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
+use tokio::io::AsyncRead;
+use tokio::io::AsyncWrite;
 use tokio::net::UnixListener;
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
@@ -16,6 +18,7 @@ use tonic_prost::ProstCodec;
 use tracing::debug;
 use tracing::warn;
 
+use crate::agent::csi::authority::Readable;
 use crate::error::Chain;
 
 /// Connections served at a time; kubelet makes one for each call.
@@ -36,13 +39,31 @@ where
     A: Fn(Request) -> F + Clone + Send + 'static,
     F: Future<Output = Response> + Send + 'static,
 {
+    serve_through(listener, answer, std::convert::identity).await;
+}
+
+/// The same for a registration socket, whose calls are no good HTTP/2; see [`Readable`].
+pub async fn serve_registration<A, F>(listener: UnixListener, answer: A)
+where
+    A: Fn(Request) -> F + Clone + Send + 'static,
+    F: Future<Output = Response> + Send + 'static,
+{
+    serve_through(listener, answer, Readable::new).await;
+}
+
+async fn serve_through<A, F, S>(listener: UnixListener, answer: A, through: fn(UnixStream) -> S)
+where
+    A: Fn(Request) -> F + Clone + Send + 'static,
+    F: Future<Output = Response> + Send + 'static,
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
     let mut connections = FuturesUnordered::new();
     loop {
         tokio::select! {
             biased;
             Some(()) = connections.next() => (),
             accepted = listener.accept(), if connections.len() < CONNECTIONS_MAX => match accepted {
-                Ok((stream, _)) => connections.push(connection(stream, answer.clone())),
+                Ok((stream, _)) => connections.push(connection(through(stream), answer.clone())),
                 Err(error) => {
                     warn!(error = %Chain(&error), "connection from kubelet not accepted");
                     tokio::time::sleep(std::time::Duration::from_millis(100)).await;
@@ -78,10 +99,11 @@ where
     tonic::server::Grpc::new(codec).unary(service, request).await
 }
 
-async fn connection<A, F>(stream: UnixStream, answer: A)
+async fn connection<A, F, S>(stream: S, answer: A)
 where
     A: Fn(Request) -> F + Clone + Send + 'static,
     F: Future<Output = Response> + Send + 'static,
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let (inside, mut spawned) = mpsc::unbounded_channel();
     let service = hyper::service::service_fn(move |request: Request| {

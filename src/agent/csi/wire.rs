@@ -114,6 +114,9 @@ pub struct NodePublishVolumeRequest {
     /// Where the volume is wanted.
     #[prost(string, tag = "4")]
     pub target_path: String,
+    /// What kind of volume is wanted.
+    #[prost(message, optional, tag = "5")]
+    pub volume_capability: Option<VolumeCapability>,
     /// Whether the pod may only read it.
     #[prost(bool, tag = "6")]
     pub readonly: bool,
@@ -124,6 +127,18 @@ pub struct NodePublishVolumeRequest {
     #[prost(btree_map = "string, string", tag = "8")]
     pub volume_context: BTreeMap<String, String>,
 }
+
+/// `csi.v1.VolumeCapability`, as far as it is looked at.
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+pub struct VolumeCapability {
+    /// A device is wanted, and no folder.
+    #[prost(message, optional, tag = "1")]
+    pub block: Option<BlockVolume>,
+}
+
+/// `csi.v1.VolumeCapability.BlockVolume`.
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+pub struct BlockVolume {}
 
 /// `csi.v1.NodePublishVolumeResponse`.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -154,11 +169,12 @@ mod tests {
     #[test]
     fn field_numbers_are_those_of_the_published_interfaces() {
         let publish = NodePublishVolumeRequest::decode(
-            &b"\x0a\x05csi-1\x1a\x05/stag\x22\x04/pod\x30\x01\x3a\x06\x0a\x01s\x12\x01t\x42\x06\x0a\x01k\x12\x01v"[..],
+            &b"\x0a\x05csi-1\x1a\x05/stag\x22\x04/pod\x2a\x02\x0a\x00\x30\x01\x3a\x06\x0a\x01s\x12\x01t\x42\x06\x0a\x01k\x12\x01v"[..],
         )
         .unwrap();
         assert_eq!(publish.volume_id, "csi-1");
         assert_eq!(publish.target_path, "/pod");
+        assert!(publish.volume_capability.unwrap().block.is_some());
         assert!(publish.readonly);
         assert_eq!(publish.secrets["s"], "t");
         assert_eq!(publish.volume_context["k"], "v");

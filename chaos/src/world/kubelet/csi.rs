@@ -19,6 +19,9 @@ const ANSWER: Duration = Duration::from_secs(15);
 /// Between two looks for a driver that wants to register.
 const LOOK: Duration = Duration::from_secs(1);
 
+/// `csi.v1.VolumeCapability.AccessMode.Mode.SINGLE_NODE_WRITER`.
+const SINGLE_NODE_WRITER: i32 = 1;
+
 /// A volume, as a driver is asked to publish or unpublish it.
 #[derive(Clone, Debug)]
 pub(crate) struct Publish {
@@ -49,10 +52,27 @@ struct NodePublishVolumeRequest {
     volume_id: String,
     #[prost(string, tag = "4")]
     target_path: String,
+    #[prost(message, optional, tag = "5")]
+    volume_capability: Option<VolumeCapability>,
     #[prost(bool, tag = "6")]
     readonly: bool,
     #[prost(btree_map = "string, string", tag = "8")]
     volume_context: BTreeMap<String, String>,
+}
+
+/// A folder for one node, as a real kubelet asks for an inline volume.
+#[derive(Clone, PartialEq, prost::Message)]
+struct VolumeCapability {
+    #[prost(message, optional, tag = "2")]
+    mount: Option<Empty>,
+    #[prost(message, optional, tag = "3")]
+    access_mode: Option<AccessMode>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct AccessMode {
+    #[prost(int32, tag = "1")]
+    mode: i32,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -79,6 +99,10 @@ pub(crate) async fn publish(root: &Path, asked: &Publish) -> Result<(), DriverEr
     let request = NodePublishVolumeRequest {
         volume_id: asked.id.clone(),
         target_path: asked.target.clone(),
+        volume_capability: Some(VolumeCapability {
+            mount: Some(Empty {}),
+            access_mode: Some(AccessMode { mode: SINGLE_NODE_WRITER }),
+        }),
         readonly: asked.read_only,
         volume_context: asked.context.clone(),
     };
