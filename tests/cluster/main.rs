@@ -9,6 +9,7 @@
 
 mod beside;
 mod chart;
+mod conformance;
 mod contract;
 mod doctor;
 mod ends;
@@ -20,6 +21,7 @@ mod leaving;
 #[expect(dead_code, reason = "the other half is for `tests/it`")]
 #[path = "../it/webhook/line.rs"]
 mod line;
+mod node;
 mod observe;
 mod plane;
 mod replacing;

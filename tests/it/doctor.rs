@@ -92,6 +92,9 @@ impl Fixture {
         for (_, definition) in lifeboat::commands::crds::definitions() {
             fixture.put(resource::DEFINITION, serde_json::to_value(definition).unwrap());
         }
+        for namespace in ["team", "kube-system", "lifeboat-system"] {
+            fixture.put(resource::NAMESPACE, json!({"metadata": {"name": namespace}}));
+        }
         fixture.put(resource::NODE, node("gpu-1"));
         fixture.put(resource::DAEMON_SET, agents());
         fixture.put(resource::POD, agent_on("gpu-1"));

@@ -90,7 +90,7 @@ fn a_wrong_configuration_ends_with_78_and_names_every_fault() {
 #[test]
 fn a_command_ends_with_69_where_the_api_server_is_not_there() {
     check(&nowhere(&["status"]), 69, &["was not read", "refused"]);
-    check(&nowhere(&["cleanup"]), 69, &["the list of nodes was not read"]);
+    check(&nowhere(&["cleanup"]), 69, &["the list of pods was not read"]);
     check(&nowhere(&["doctor"]), 78, &["BAD   the API server was not reached"]);
 }
 

@@ -26,8 +26,8 @@ const BANNED: &[&str] = &[
     concat!("hel", "pers"),
 ];
 
-/// Crates whose names have such words in them.
-const CRATES: &[&str] = &["http_body_util", "hyper_util"];
+/// Crates whose names have such words in them, and the domain of Kubernetes' Services.
+const CRATES: &[&str] = &["http_body_util", "hyper_util", concat!("s", "vc")];
 
 /// What a function's name does not begin with.
 const BANNED_STARTS: &[&str] = &["get_", "handle_", "process_", "do_"];

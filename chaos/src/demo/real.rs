@@ -25,7 +25,7 @@ use crate::world::cluster::object::number;
 use crate::world::cluster::object::text;
 
 /// The instance's end, counted from the notice; sooner than EC2's two minutes, as nobody waits for them.
-const LEAD: Duration = Duration::from_secs(60);
+const LEAD: Duration = Duration::from_mins(1);
 /// Steps that each trainer takes in all, a step each tenth of a second.
 const STEPS: &str = "120";
 /// State of each trainer.
@@ -167,8 +167,11 @@ async fn saved(
     let line = until(&format!("{job} is saved"), look).await?;
     let ended = async || {
         teller.tell(site);
-        let pod = site.objects.find(POD, ("default", pod)).await?;
-        number(&pod, "/status/containerStatuses/0/state/terminated/exitCode")
+        // A pod that has ended is soon gone.
+        match site.objects.find(POD, ("default", pod)).await {
+            Some(pod) => number(&pod, "/status/containerStatuses/0/state/terminated/exitCode"),
+            None => said(site, pod, "exiting")?["code"].as_i64(),
+        }
     };
     let exit = until(&format!("{job} has ended"), ended).await?;
     let found = site.objects.find(JOB, ("default", job)).await.unwrap_or_default();

@@ -36,6 +36,10 @@ pub(super) fn lay(network: &Path, lines: &[Line], tasks: &mut JoinSet<()>) -> io
 /// A socket stays in the network that it was made in; a thread of its own goes there to make it.
 fn bind(network: &Path, address: SocketAddr) -> io::Result<std::net::TcpListener> {
     let network = PathBuf::from(network);
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "no virtual time here, and its network is its own"
+    )]
     let made = thread::spawn(move || {
         let namespace = File::open(network)?;
         let kind = Some(LinkNameSpaceType::Network);

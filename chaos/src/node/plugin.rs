@@ -1,5 +1,6 @@
 //! A device plugin for GPUs that are not there: kubelet's `v1beta1`, served beside a real kubelet.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 use std::path::PathBuf;
@@ -89,8 +90,8 @@ struct Allocated {
 /// `v1beta1.ContainerAllocateResponse`.
 #[derive(Clone, PartialEq, Message)]
 struct Given {
-    #[prost(map = "string, string", tag = "1")]
-    variables: std::collections::HashMap<String, String>,
+    #[prost(btree_map = "string, string", tag = "1")]
+    variables: BTreeMap<String, String>,
 }
 
 /// Offers the slices of these GPUs to the kubelet whose folder this is, for as long as it is polled;

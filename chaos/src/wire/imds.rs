@@ -32,7 +32,7 @@ const TOKEN_TTL: &str = "x-aws-ec2-metadata-token-ttl-seconds";
 /// The role of every instance's profile.
 const ROLE: &str = "node";
 /// How long its credentials are good for.
-const CREDENTIALS: Duration = Duration::from_mins(6 * 60);
+const CREDENTIALS: Duration = Duration::from_hours(6);
 
 /// The longest life of a token, in seconds.
 ///

@@ -64,6 +64,10 @@ async fn a_node_is_opened_when_its_agent_is_ready_and_no_sooner() {
 async fn an_agent_by_name_in_another_namespace_opens_nothing() {
     let mut stage = Stage::bare(&[]);
     taint(&stage, "gpu-1");
+    let namespace = json!({"metadata": {"name": "team"}});
+    stage.world.update(|state| {
+        state.cluster.put(lifeboat_chaos::world::cluster::resource::NAMESPACE, namespace)
+    });
     agent(&stage, "team", "True");
     stage.start(0);
     stage.after(30).await;
