@@ -9,6 +9,8 @@ COPY sdk/rust sdk/rust
 COPY src src
 COPY chaos chaos
 COPY tests tests
+# Doctor asks for the chart's own rights.
+COPY deploy/helm/lifeboat/files deploy/helm/lifeboat/files
 # glibc of bookworm: it runs on every distribution of the same age or younger.
 RUN cargo build --locked --profile dist --no-default-features --package lifeboat --bin lifeboat
 

@@ -112,7 +112,9 @@ fn the_agent_has_no_right_on_its_node_that_it_does_not_use() {
     let Some(helm) = helm() else { return };
     let agent = pod_of(&helm, "DaemonSet", &[]);
     let context = &agent["containers"][0]["securityContext"];
-    assert_eq!(context["capabilities"], json!({"drop": ["ALL"]}));
+    // Folders of directory mode belong to the users of pods.
+    let needed = ["CHOWN", "DAC_OVERRIDE", "FOWNER", "SYS_PTRACE"];
+    assert_eq!(context["capabilities"], json!({"drop": ["ALL"], "add": needed}));
     assert_eq!(context["allowPrivilegeEscalation"], false);
     assert_eq!(context["readOnlyRootFilesystem"], true);
     assert!(context["privileged"].is_null() && agent["hostIPC"].is_null());

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 
 use crate::sources::root;
+use crate::sources::rust_files;
 
 /// The words of an instruction's lines.
 fn instructions(name: &str) -> Vec<Vec<String>> {
@@ -40,6 +41,23 @@ fn every_member_of_the_workspace_is_copied() {
         let is_below = |path: &&String| member.starts_with(path.as_str());
         assert!(member == "." || copied.iter().any(|path| is_below(&path)), "`{member}`");
     }
+}
+
+#[test]
+fn what_the_program_includes_is_copied() {
+    let copied: Vec<String> = instructions("COPY").into_iter().flatten().collect();
+    let mut included = 0;
+    for file in rust_files(&root().join("src")) {
+        let text = fs::read_to_string(&file).unwrap();
+        for named in text.split("include_str!(\"").skip(1) {
+            let named = named.split('"').next().unwrap();
+            let path = file.parent().unwrap().join(named).canonicalize().unwrap();
+            let path = path.strip_prefix(root().canonicalize().unwrap()).unwrap().to_owned();
+            assert!(copied.iter().any(|one| path.starts_with(one)), "{}", path.display());
+            included += 1;
+        }
+    }
+    assert!(included > 0);
 }
 
 #[test]
