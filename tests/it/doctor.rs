@@ -97,7 +97,11 @@ impl Fixture {
         }
         fixture.put(resource::NODE, node("gpu-1"));
         fixture.put(resource::DAEMON_SET, agents());
-        fixture.put(resource::POD, agent_on("gpu-1"));
+        let set = fixture.world.read(|state| {
+            let set = state.cluster.list(resource::DAEMON_SET).next().unwrap();
+            set["metadata"]["uid"].as_str().unwrap().to_owned()
+        });
+        fixture.put(resource::POD, agent_on("gpu-1", &set));
         fixture.put(
             resource::JOB,
             job(&json!({"rules": [{
@@ -252,19 +256,19 @@ fn node(name: &str) -> Value {
 
 fn agents() -> Value {
     json!({
-        "metadata": {"name": "lifeboat-agent", "namespace": "lifeboat-system", "uid": "agents"},
+        "metadata": {"name": "lifeboat-agent", "namespace": "lifeboat-system"},
         "spec": {"selector": {"matchLabels": {
             "app.kubernetes.io/name": "lifeboat", "app.kubernetes.io/component": "agent",
         }}},
     })
 }
 
-fn agent_on(node: &str) -> Value {
+fn agent_on(node: &str, set: &str) -> Value {
     json!({
         "metadata": {
             "name": format!("lifeboat-agent-{node}"), "namespace": "lifeboat-system",
             "annotations": {"lifeboat.dev/configuration": "0"},
-            "ownerReferences": [owner("apps/v1", "DaemonSet", "agents")],
+            "ownerReferences": [owner("apps/v1", "DaemonSet", set)],
         },
         "spec": {"nodeName": node, "containers": [{"name": "agent", "image": "lifeboat"}]},
         "status": {"phase": "Running"},
