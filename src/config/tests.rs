@@ -72,7 +72,7 @@ fn every_fault_is_named_at_once() {
         &[
             "`drian.margin` is not a key (file); allowed: `cluster`, `region`, `account`, `mode`, \
              `namespace`, `nodes`, `kubernetes`, `queue`, `store`, `collect`, `karpenter`, `hold`, `drain`, \
-             `replacement`, `rebalance`, `background`, `lease`, `agent`, `admin`, `log`",
+             `replacement`, `rebalance`, `background`, `lease`, `agent`, `admin`, `webhook`, `log`",
             "`region` is not set; allowed: an AWS region, like `eu-central-1`. Set it in the file \
              or as LIFEBOAT_REGION",
             "`queue.url` is not set; allowed: the URL of an SQS queue. Set it in the file or as \
