@@ -373,9 +373,9 @@ fn path(object: &Value) -> String {
     let root = if version.contains('/') { "apis" } else { "api" };
     let lower = kind.to_lowercase();
     let plural = match lower.strip_suffix('y') {
-        Some(stem) => format!("{stem}ies"),
-        None if lower.ends_with('s') => format!("{lower}es"),
-        None => format!("{lower}s"),
+        Some(stem) if !stem.ends_with('a') => format!("{stem}ies"),
+        _ if lower.ends_with('s') => format!("{lower}es"),
+        _ => format!("{lower}s"),
     };
     let within = metadata["namespace"].as_str().map(|name| format!("/namespaces/{name}"));
     let name = metadata["name"].as_str().unwrap();

@@ -69,6 +69,7 @@ fn storm(with: &[&str]) -> Option<Value> {
         .output()
         .unwrap();
     let said = String::from_utf8_lossy(&ran.stderr);
-    assert!(ran.status.success(), "{said}");
+    let figures = String::from_utf8_lossy(&ran.stdout);
+    assert!(ran.status.success(), "{said}{figures}");
     Some(serde_json::from_slice(&ran.stdout).unwrap_or_else(|error| panic!("{error}: {said}")))
 }
