@@ -6,12 +6,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use object_store::ObjectStore;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
 use crate::adapters::cluster::Cluster;
 use crate::adapters::cluster::Slots;
+use crate::adapters::cluster::events;
+use crate::adapters::cluster::events::Note;
 use crate::adapters::sqs::Queue;
 use crate::clock::Clock;
 use crate::config::Config;
@@ -20,6 +23,9 @@ use crate::controller::first_aid::Aided;
 use crate::controller::ledger::Ledger;
 use crate::controller::settings::Settings;
 use crate::controller::wakes::Wakes;
+use crate::error::Chain;
+use crate::error::Classify;
+use crate::metrics;
 use crate::shutdown::Shutdown;
 
 pub mod act;
@@ -133,6 +139,17 @@ async fn finish(intake: &mut JoinSet<()>, services: &mut JoinSet<()>, shutdown: 
 }
 
 impl Deps {
+    /// Writes an Event, found at `at`; answers whether it is written.
+    pub async fn tell(&self, note: &Note, at: Timestamp) -> bool {
+        let written = events::create(&self.cluster, note, at).await;
+        written
+            .inspect_err(|error| {
+                metrics::error("cluster", error.label());
+                tracing::warn!(subject = note.about.name, error = %Chain(error), "event not written");
+            })
+            .is_ok()
+    }
+
     fn new(parts: Parts) -> Self {
         let settings = Settings::new(&parts.config, &parts.clock);
         let slots = Slots::new(SLOTS.0, SLOTS.1);

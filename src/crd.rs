@@ -8,6 +8,8 @@ mod schema;
 
 /// The API group and the version of both records.
 pub const GROUP: &str = "lifeboat.dev";
+/// The driver of the volume that agents serve, as pods name it.
+pub const DRIVER: &str = GROUP;
 
 /// Names of the marks: labels, taints and annotations.
 pub mod marks {

@@ -14,6 +14,15 @@ use lifeboat_domain::signal::Kind;
 use serde::Deserialize;
 use serde_json::Value;
 
+/// What EventBridge calls the notice.
+pub const INTERRUPTION: &str = "EC2 Spot Instance Interruption Warning";
+const REBALANCE: &str = "EC2 Instance Rebalance Recommendation";
+const HEALTH: &str = "AWS Health Event";
+const STATE_CHANGE: &str = "EC2 Instance State-change Notification";
+const CAPACITY_RESERVATION: &str = "EC2 Capacity Reservation Instance Interruption Warning";
+/// What it calls all that we read.
+pub const EVENTS: [&str; 5] = [INTERRUPTION, REBALANCE, HEALTH, STATE_CHANGE, CAPACITY_RESERVATION];
+
 /// Longest that an event's time may be ahead of our clock.
 const AHEAD_MAX: Duration = Duration::from_mins(5);
 /// Longest that a queue keeps a message.
@@ -161,13 +170,11 @@ enum Sender {
 impl Sender {
     fn of(envelope: &Envelope) -> Option<Self> {
         match (envelope.source.as_str(), envelope.detail_type.as_str()) {
-            ("aws.ec2", "EC2 Spot Instance Interruption Warning") => Some(Self::Interruption),
-            ("aws.ec2", "EC2 Instance Rebalance Recommendation") => Some(Self::Rebalance),
-            ("aws.ec2", "EC2 Instance State-change Notification") => Some(Self::StateChange),
-            ("aws.ec2", "EC2 Capacity Reservation Instance Interruption Warning") => {
-                Some(Self::CapacityReservation)
-            }
-            ("aws.health", "AWS Health Event") => Some(Self::Health),
+            ("aws.ec2", INTERRUPTION) => Some(Self::Interruption),
+            ("aws.ec2", REBALANCE) => Some(Self::Rebalance),
+            ("aws.ec2", STATE_CHANGE) => Some(Self::StateChange),
+            ("aws.ec2", CAPACITY_RESERVATION) => Some(Self::CapacityReservation),
+            ("aws.health", HEALTH) => Some(Self::Health),
             _ => None,
         }
     }

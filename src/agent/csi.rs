@@ -25,15 +25,13 @@ use crate::agent::csi::socket::Access;
 use crate::agent::pods::Pods;
 use crate::agent::records::PodRecord;
 use crate::agent::workloads::Fill;
+use crate::crd::DRIVER;
 use crate::error::Chain;
 
 pub mod authority;
 pub mod serve;
 pub mod socket;
 pub mod wire;
-
-/// The driver's name, which a volume in a pod names.
-pub const DRIVER: &str = "lifeboat.dev";
 
 /// Where the driver serves, below the host's root.
 pub const SOCKET: &str = "var/lib/kubelet/plugins/lifeboat.dev/csi.sock";

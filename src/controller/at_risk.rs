@@ -3,16 +3,12 @@
 use std::collections::BTreeMap;
 
 use crate::adapters::cluster::checkpoints::CheckpointRow;
-use crate::adapters::cluster::events;
 use crate::adapters::cluster::events::About;
 use crate::adapters::cluster::events::Note;
 use crate::adapters::cluster::events::Tone;
 use crate::adapters::cluster::pods::PodRow;
 use crate::controller::Deps;
 use crate::crd::workload_checkpoint::Outlook;
-use crate::error::Chain;
-use crate::error::Classify;
-use crate::metrics;
 
 /// What was told of each index last: namespace and job key, and whether it could be saved.
 #[derive(Debug, Default)]
@@ -31,12 +27,8 @@ pub async fn tell(deps: &Deps, told: &mut Told) {
         };
         // A pod that is gone is at risk no more, whatever its index says.
         let Some(pod) = deps.caches.pods.select(on).pop() else { continue };
-        match events::create(&deps.cluster, &note(&pod, &outlook), outlook.at).await {
-            Ok(()) => drop(told.0.insert((row.namespace, row.job_key), outlook.fits)),
-            Err(error) => {
-                metrics::error("cluster", error.label());
-                tracing::warn!(error = %Chain(&error), "event not written");
-            }
+        if deps.tell(&note(&pod, &outlook), outlook.at).await {
+            told.0.insert((row.namespace, row.job_key), outlook.fits);
         }
     }
 }
@@ -60,13 +52,7 @@ fn note(pod: &PodRow, outlook: &Outlook) -> Note {
     };
     let mebibytes = bytes >> 20;
     Note {
-        about: About {
-            kind: "Pod",
-            api_version: "v1",
-            namespace: pod.namespace.clone(),
-            name: pod.name.clone(),
-            uid: pod.uid.clone(),
-        },
+        about: About::pod(pod),
         warning,
         reason,
         message: format!(

@@ -12,7 +12,6 @@ use lifeboat_domain::progress::Phase;
 use serde_json::Value;
 use serde_json::json;
 
-use crate::adapters::cluster::events;
 use crate::adapters::cluster::events::About;
 use crate::adapters::cluster::events::Note;
 use crate::adapters::cluster::events::Tone;
@@ -78,10 +77,7 @@ async fn tell(deps: &Deps, (row, facts): (&InterruptionRow, &ClusterFacts), phas
         reason: phase.label(),
         message: sentence,
     };
-    if let Err(error) = events::create(&deps.cluster, &note, deps.clock.now()).await {
-        metrics::error("cluster", error.label());
-        tracing::warn!(error = %Chain(&error), "event not written");
-    }
+    deps.tell(&note, deps.clock.now()).await;
 }
 
 /// Like `2 of 2 workloads saved with 82 s to spare, 1.5 GiB`.

@@ -9,7 +9,6 @@ use lifeboat_domain::policy::OperatingMode;
 use lifeboat_domain::workload::Mode;
 use lifeboat_domain::workload::Wishes;
 
-use crate::adapters::cluster::events;
 use crate::adapters::cluster::events::About;
 use crate::adapters::cluster::events::Note;
 use crate::adapters::cluster::events::Tone;
@@ -17,9 +16,6 @@ use crate::adapters::cluster::pods::PodRow;
 use crate::controller::Deps;
 use crate::controller::observe;
 use crate::crd::marks;
-use crate::error::Chain;
-use crate::error::Classify;
-use crate::metrics;
 
 /// How often pods are looked at.
 const EVERY: Duration = Duration::from_secs(5);
@@ -35,14 +31,15 @@ pub async fn run(deps: Arc<Deps>) {
     let mut told = BTreeSet::new();
     loop {
         let lacking = deps.caches.pods.select(|pod| lack(pod).map(|lack| (pod.clone(), lack)));
-        told.retain(|uid| lacking.iter().any(|(pod, _)| pod.uid == *uid));
+        let lack: BTreeSet<&String> = lacking.iter().map(|(pod, _)| &pod.uid).collect();
+        told.retain(|uid| lack.contains(uid));
         let paused = |pod: &PodRow| {
             observe::paused(&deps, None) != Pause::Off
                 || observe::namespace_paused(&deps, &pod.namespace) != Pause::Off
         };
         let new = lacking.into_iter().filter(|(pod, _)| !told.contains(&pod.uid) && !paused(pod));
         for (pod, lack) in new.take(EVENTS_MAX).collect::<Vec<_>>() {
-            if tell(&deps, &pod, lack).await {
+            if deps.tell(&note(&pod, lack), deps.clock.now()).await {
                 told.insert(pod.uid);
             }
         }
@@ -58,36 +55,18 @@ fn lack(pod: &PodRow) -> Option<String> {
     if let Some(said) = pod.annotation(marks::NOT_INJECTED) {
         return Some(said.to_owned());
     }
+    if pod.has_volume {
+        return None;
+    }
     let (wishes, _) = Wishes::read(&pod.annotations.to_map());
     match wishes.mode {
-        Mode::Sdk | Mode::Directory if !pod.has_volume => {
+        Mode::Sdk | Mode::Directory => {
             Some("it has no volume of Lifeboat's: the webhook did not see it. Make it anew".into())
         }
-        Mode::Sdk | Mode::Directory | Mode::Http | Mode::Sigterm | Mode::Unknown | Mode::None => {
-            None
-        }
+        Mode::Http | Mode::Sigterm | Mode::Unknown | Mode::None => None,
     }
 }
 
-async fn tell(deps: &Deps, pod: &PodRow, lack: String) -> bool {
-    let note = Note {
-        about: About {
-            kind: "Pod",
-            api_version: "v1",
-            namespace: pod.namespace.clone(),
-            name: pod.name.clone(),
-            uid: pod.uid.clone(),
-        },
-        warning: Tone::Warning,
-        reason: "NotInjected",
-        message: lack,
-    };
-    match events::create(&deps.cluster, &note, deps.clock.now()).await {
-        Ok(()) => true,
-        Err(error) => {
-            metrics::error("cluster", error.label());
-            tracing::warn!(pod = pod.name, error = %Chain(&error), "event not written");
-            false
-        }
-    }
+fn note(pod: &PodRow, lack: String) -> Note {
+    Note { about: About::pod(pod), warning: Tone::Warning, reason: "NotInjected", message: lack }
 }

@@ -8,6 +8,7 @@ use serde_json::json;
 use crate::adapters::cluster::Cluster;
 use crate::adapters::cluster::ClusterError;
 use crate::adapters::cluster::Write;
+use crate::adapters::cluster::pods::PodRow;
 
 /// What an Event is about.
 #[derive(Clone, Debug)]
@@ -22,6 +23,19 @@ pub struct About {
     pub name: String,
     /// Its UID.
     pub uid: String,
+}
+
+impl About {
+    /// A pod.
+    pub fn pod(pod: &PodRow) -> Self {
+        Self {
+            kind: "Pod",
+            api_version: "v1",
+            namespace: pod.namespace.clone(),
+            name: pod.name.clone(),
+            uid: pod.uid.clone(),
+        }
+    }
 }
 
 /// One Event.

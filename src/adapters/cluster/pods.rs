@@ -23,6 +23,7 @@ use crate::adapters::cluster::objects::Kind;
 use crate::adapters::cluster::objects::Object;
 use crate::adapters::cluster::pairs::Pairs;
 use crate::adapters::cluster::rows::Row;
+use crate::crd::DRIVER;
 use crate::crd::marks as our;
 
 /// Grace of a pod that names none.
@@ -30,8 +31,6 @@ use crate::crd::marks as our;
 /// Source: Kubernetes, "Pod Lifecycle", termination of pods.
 const GRACE_DEFAULT: Duration = Duration::from_secs(30);
 
-/// The driver of the volume that the agent serves.
-const DRIVER: &str = "lifeboat.dev";
 /// The agent's DaemonSet, as the chart calls it.
 const AGENT: &str = "lifeboat-agent";
 

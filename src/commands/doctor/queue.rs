@@ -10,22 +10,13 @@ use super::beside::Karpenter;
 use super::few;
 use super::reach;
 use super::reach::ReachError;
+use crate::adapters::eventbridge::EVENTS;
+use crate::adapters::eventbridge::INTERRUPTION;
 use crate::adapters::signed::EventRule;
 use crate::adapters::signed::Signed;
 use crate::config::Config;
 use crate::error::Chain;
 
-/// Kinds of events without which something is not heard, by what EventBridge calls them; and
-/// whether the notice itself is among them.
-const EVENTS: [&str; 5] = [
-    "EC2 Spot Instance Interruption Warning",
-    "EC2 Instance Rebalance Recommendation",
-    "AWS Health Event",
-    "EC2 Instance State-change Notification",
-    "EC2 Capacity Reservation Instance Interruption Warning",
-];
-/// The one that all of this is for.
-const NOTICE: &str = EVENTS[0];
 /// Receives before a message goes to the dead letters: one about an instance that is not known yet
 /// is kept until its visibility has run out twice.
 const RECEIVES_MIN: u64 = 3;
@@ -201,7 +192,7 @@ fn rules(found: Result<&[EventRule], (bool, String)>) -> Vec<Finding> {
     let remedy = "make the rules by eventbridge/ (CloudFormation or Terraform), and switch them on";
     match missing.as_slice() {
         [] => vec![Finding::green(format!("{} rules fill the queue", found.len()))],
-        missing if missing.contains(&NOTICE) => {
+        missing if missing.contains(&INTERRUPTION) => {
             vec![Finding::red(format!("no rule sends the queue {}", few(&named)), remedy)]
         }
         _ => vec![Finding::yellow(format!("no rule sends the queue {}", few(&named)), remedy)],

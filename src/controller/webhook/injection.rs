@@ -9,10 +9,9 @@ use lifeboat_domain::workload::Wishes;
 use serde_json::Value;
 use serde_json::json;
 
+use crate::crd::DRIVER;
 use crate::crd::marks;
 
-/// The CSI driver that the agent serves.
-const DRIVER: &str = "lifeboat.dev";
 /// What our volume is called, where the pod has none of ours.
 const VOLUME: &str = "lifeboat";
 /// Where the socket's folder is mounted.

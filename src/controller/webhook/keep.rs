@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::Mutex;
+use std::sync::MutexGuard;
 use std::sync::PoisonError;
 use std::time::Duration;
 
@@ -33,10 +34,7 @@ const PART: &str = "webhook";
 
 /// The certificate that is shown; none until the first was found.
 #[derive(Debug, Default)]
-pub struct Shown {
-    certified: Mutex<Option<Arc<CertifiedKey>>>,
-    whole: Mutex<Option<Certificate>>,
-}
+pub struct Shown(Mutex<Option<(Certificate, Arc<CertifiedKey>)>>);
 
 /// Why a look came to nothing.
 #[derive(Debug, thiserror::Error)]
@@ -67,25 +65,28 @@ impl Classify for KeepError {
 
 impl ResolvesServerCert for Shown {
     fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        self.certified.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.now().as_ref().map(|(_, certified)| certified.clone())
     }
 }
 
 impl Shown {
     fn is(&self, certificate: &Certificate) -> bool {
-        self.whole.lock().unwrap_or_else(PoisonError::into_inner).as_ref() == Some(certificate)
+        self.now().as_ref().is_some_and(|(shown, _)| shown == certificate)
     }
 
     fn is_none(&self) -> bool {
-        self.whole.lock().unwrap_or_else(PoisonError::into_inner).is_none()
+        self.now().is_none()
     }
 
     /// Shows this certificate from the next connection on.
     pub fn show(&self, certificate: &Certificate) -> Result<(), CertificateError> {
         let certified = certificate.certified()?;
-        *self.certified.lock().unwrap_or_else(PoisonError::into_inner) = Some(certified);
-        *self.whole.lock().unwrap_or_else(PoisonError::into_inner) = Some(certificate.clone());
+        *self.now() = Some((certificate.clone(), certified));
         Ok(())
+    }
+
+    fn now(&self) -> MutexGuard<'_, Option<(Certificate, Arc<CertifiedKey>)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -17,13 +17,19 @@ fn node(bucket: &Arc<Counting>, clock: &Clock, most: u64) -> (Node, Spool, tempf
     (Node::with("gpu-1", network, clock, Some(spool.clone())), spool, folder)
 }
 
-/// Has it saved in the background, until its bytes lie on the disk.
-async fn spooled(node: &Node, peer: &mut Peer) {
+/// Has it begin to hand over its state in the background.
+async fn begun_in_background(node: &Node, peer: &mut Peer) -> SaveAt {
     node.ask("old", Purpose::Background, None);
     let at = peer.due().await;
     peer.begin(&at).await;
     node.until("old", |known| known.session != Session::Open).await;
     node.workloads.save(&uid("old"));
+    at
+}
+
+/// Has it saved in the background, until its bytes lie on the disk.
+async fn spooled(node: &Node, peer: &mut Peer) {
+    let at = begun_in_background(node, peer).await;
     let begun = Instant::now();
     peer.fill(&at).await;
     peer.taken().await;
@@ -77,11 +83,7 @@ async fn a_state_that_finds_no_room_is_not_saved_and_holds_nobody_up() {
     let (bucket, clock) = world();
     let (node, spool, _folder) = node(&bucket, &clock, STATE - 1);
     let mut peer = trainer(&node, "old").await;
-    node.ask("old", Purpose::Background, None);
-    let at = peer.due().await;
-    peer.begin(&at).await;
-    node.until("old", |known| known.session != Session::Open).await;
-    node.workloads.save(&uid("old"));
+    let at = begun_in_background(&node, &mut peer).await;
     peer.expect(|frame| matches!(frame, ToWorkload::Lend(_)).then_some(())).await;
     let filled = Filled { save: at.save, slot: 0, offset: 0, bytes: CHUNK };
     peer.say(FromWorkload::Filled(filled)).await;
@@ -96,11 +98,7 @@ async fn who_fills_more_than_was_said_takes_no_more_room() {
     let (bucket, clock) = world();
     let (node, spool, _folder) = node(&bucket, &clock, 10 * STATE);
     let mut peer = trainer(&node, "old").await;
-    node.ask("old", Purpose::Background, None);
-    let at = peer.due().await;
-    peer.begin(&at).await;
-    node.until("old", |known| known.session != Session::Open).await;
-    node.workloads.save(&uid("old"));
+    let at = begun_in_background(&node, &mut peer).await;
     peer.expect(|frame| matches!(frame, ToWorkload::Lend(_)).then_some(())).await;
     for _ in 0..5 {
         let filled = Filled { save: at.save, slot: 0, offset: 0, bytes: CHUNK };

@@ -77,19 +77,9 @@ fn best(mut work: impl FnMut()) -> f64 {
 
 fn loopback(bytes: &[u8]) -> std::io::Result<()> {
     let listener = TcpListener::bind(("127.0.0.1", 0))?;
-    let mut out = TcpStream::connect(listener.local_addr()?)?;
-    let (mut back, _) = listener.accept()?;
-    std::thread::scope(|scope| {
-        scope.spawn(move || {
-            let mut buffer = vec![0; BLOCK];
-            while back.read(&mut buffer).is_ok_and(|count| count > 0) {}
-        });
-        for block in bytes.chunks(BLOCK) {
-            out.write_all(block)?;
-        }
-        drop(out);
-        Ok(())
-    })
+    let out = TcpStream::connect(listener.local_addr()?)?;
+    let (back, _) = listener.accept()?;
+    carry(bytes, out, back)
 }
 
 fn tls(bytes: &[u8]) -> anyhow::Result<()> {
@@ -101,9 +91,14 @@ fn tls(bytes: &[u8]) -> anyhow::Result<()> {
         .with_no_client_auth();
     let client = ClientConnection::new(Arc::new(client), "localhost".try_into()?)?;
     let listener = TcpListener::bind(("127.0.0.1", 0))?;
-    let mut out = StreamOwned::new(client, TcpStream::connect(listener.local_addr()?)?);
+    let out = StreamOwned::new(client, TcpStream::connect(listener.local_addr()?)?);
     let (back, _) = listener.accept()?;
-    let mut back = StreamOwned::new(ServerConnection::new(identity.server())?, back);
+    let back = StreamOwned::new(ServerConnection::new(identity.server())?, back);
+    Ok(carry(bytes, out, back)?)
+}
+
+/// Sends all of it, while another thread takes it.
+fn carry(bytes: &[u8], mut out: impl Write, mut back: impl Read + Send) -> std::io::Result<()> {
     std::thread::scope(|scope| {
         scope.spawn(move || {
             let mut buffer = vec![0; BLOCK];
